@@ -1,0 +1,65 @@
+# Everything a person runs here. `make help` lists the targets.
+PYTHON ?= python3
+UV := $(or $(shell command -v uv 2>/dev/null),.tools/uv/bin/uv)
+PY := .venv/bin/python
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock"
+
+# Some environments forbid bytecode; starting a dozen Python processes without it costs twice the time.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test check bench prove lock format clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.demo ## Install everything and run the closed loop once
+	@.venv/bin/primespark demo $(ARGS)
+
+test: .venv/.dev ## Install everything and run the tests
+	$(PY) -m pytest $(ARGS)
+
+check: .venv/.dev ## Style, types, import rules, locks, documents in step
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+	tools/check_locks $(UV)
+
+bench: .venv/.dev ## Measure the promised figures
+	$(PY) -m benchmarks $(ARGS)
+
+prove: .venv/.dev ## The long proofs: thousands of histories, many kills
+	$(PY) -m pytest -m prove $(ARGS)
+
+format: .venv/.dev ## Format the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+lock: $(UV) ## Renew the lock files
+	$(COMPILE) --upgrade --extra demo --group dev pyproject.toml -o requirements/dev.lock
+	$(COMPILE) --upgrade --extra demo --group build -c requirements/dev.lock pyproject.toml -o requirements/demo.lock
+	$(COMPILE) --upgrade --extra edge -c requirements/dev.lock pyproject.toml -o requirements/edge.lock
+	$(COMPILE) --upgrade requirements/uv.in -o requirements/uv.lock
+
+clean: ## Remove what was installed and made
+	rm -rf .venv .tools .primespark .artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.tools/uv/bin/uv: requirements/uv.lock
+	$(PYTHON) -m venv .tools/uv
+	.tools/uv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock
+	@touch $@
+
+.venv/bin/python: | $(UV)
+	$(UV) venv --quiet --python $(PYTHON) .venv
+
+.venv/.demo: requirements/demo.lock pyproject.toml | .venv/bin/python
+	$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/demo.lock
+	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: requirements/dev.lock pyproject.toml | .venv/bin/python
+	$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/dev.lock
+	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	@touch $@ .venv/.demo

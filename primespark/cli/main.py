@@ -1,0 +1,226 @@
+"""The `primespark` command: its subcommands, and how every failure is told.
+
+Subcommands import what they need when they run, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from primespark.errors import PrimeSparkError
+
+app = typer.Typer(
+    name="primespark",
+    help="Run AI on a fleet of small computers, survive without a network, learn with a cloud.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+device = typer.Typer(help="Enrol and manage devices (on the cloud's machine).", no_args_is_help=True)
+models = typer.Typer(help="The models that ship with Prime Spark or can be fetched.", no_args_is_help=True)
+config = typer.Typer(help="The settings in force.", no_args_is_help=True)
+app.add_typer(device, name="device")
+app.add_typer(models, name="models")
+app.add_typer(config, name="config")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+class _State:
+    """Options given before the subcommand."""
+
+    verbose = False
+    config_file: Path | None = None
+
+
+def _version(show: bool) -> None:
+    if show:
+        from primespark import __version__
+
+        typer.echo(f"primespark {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
+    config_file: Annotated[Path | None, typer.Option("--config", help="Settings file (YAML).")] = None,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Options of every subcommand."""
+    _State.verbose = verbose
+    _State.config_file = config_file
+
+
+@app.command()
+def up(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Start these parts alone (comma separated): postgres, cloud, ...")
+    ] = None,
+) -> None:
+    """Start everything on this machine under one supervisor, until Ctrl-C."""
+    from primespark.cli.up import run_up
+
+    run_up(_settings(), [part for group in only or [] for part in group.split(",")], _State.config_file)
+
+
+@app.command()
+def demo(
+    as_json: Json = False,
+    keep: Annotated[bool, typer.Option(help="Leave everything running until Ctrl-C, and show where.")] = False,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="A folder of images or a video file the cameras show as well.")
+    ] = None,
+) -> None:
+    """Run the closed loop once, from a camera frame to a better model, and print what was measured."""
+    from primespark.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(as_json=as_json, keep=keep, images=images or []))
+
+
+@app.command()
+def edge() -> None:
+    """Run the device service on this machine."""
+    _run_room("edge", "edge")
+
+
+@app.command()
+def cloud() -> None:
+    """Run the cloud API."""
+    from primespark.cli.services import run_cloud
+
+    run_cloud(_settings())
+
+
+@app.command()
+def streams() -> None:
+    """Run one stream worker."""
+    _run_room("streams", "streams")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Explain what is wrong here, and how to put it right."""
+    from primespark.cli.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(_settings(), as_json))
+
+
+@device.command("token")
+def device_token(
+    uses: Annotated[int, typer.Option(min=1, max=10_000, help="How many devices may enrol with it.")] = 1,
+    ttl: Annotated[str, typer.Option(help="How long it is valid: 90s, 15m, 1h, 7d.")] = "1h",
+) -> None:
+    """Print a new enrolment token; it is shown this once."""
+    from primespark.cli.devices import make_token
+
+    typer.echo(make_token(_settings(), uses, ttl))
+
+
+@device.command("list")
+def device_list(as_json: Json = False) -> None:
+    """List the enrolled devices."""
+    from primespark.cli.devices import list_devices
+
+    list_devices(_settings(), as_json)
+
+
+@device.command("forget")
+def device_forget(device_id: str) -> None:
+    """Revoke a device's key; its data stay."""
+    from primespark.cli.devices import forget_device
+
+    forget_device(_settings(), device_id)
+
+
+@device.command("rotate")
+def device_rotate(device_id: str) -> None:
+    """Give a device a new key, printed this once; the old one ends at once."""
+    from primespark.cli.devices import rotate_device
+
+    typer.echo(rotate_device(_settings(), device_id))
+
+
+@models.command("list")
+def models_list(as_json: Json = False) -> None:
+    """List the models, their types, digests and whether they are here."""
+    from primespark.cli.models import list_models
+
+    list_models(as_json)
+
+
+@models.command("fetch")
+def models_fetch(name: str) -> None:
+    """Fetch a model that does not ship with the package, and check its digest."""
+    from primespark.cli.models import fetch_model
+
+    fetch_model(name)
+
+
+@config.command("show")
+def config_show() -> None:
+    """Print the settings in force as YAML; secrets are masked."""
+    from primespark.cli.configuration import show
+
+    show(_settings())
+
+
+@config.command("check")
+def config_check() -> None:
+    """Check file and environment; say what is wrong, or that nothing is."""
+    _settings()
+    typer.echo("settings are valid")
+
+
+def _settings():  # type: ignore[no-untyped-def]  # importing the type costs the time `--help` must not take
+    from primespark.core.settings import load_settings
+
+    return load_settings(_State.config_file)
+
+
+def _run_room(name: str, extra: str) -> None:
+    from primespark.cli.services import run_room
+
+    run_room(name, extra, _settings())
+
+
+def main() -> None:
+    """Entry point: one line of cause and one of remedy for every failure, exit status 1 (ours) or 2 (usage)."""
+    try:
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except TyperException as error:
+        sys.exit(_show_usage(error))
+    except PrimeSparkError as error:
+        _fail(error.message, error.remedy)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 (the outermost place a command can fail)
+        _fail(f"{type(error).__name__}: {error}", "run it again with -v for the traceback, and report it")
+
+
+def _show_usage(error: TyperException) -> int:
+    show = getattr(error, "show", None)
+    if show is not None:
+        show()
+    return int(getattr(error, "exit_code", 2))
+
+
+def _fail(cause: str, remedy: str) -> None:
+    if _State.verbose:
+        traceback.print_exc()
+    typer.echo(f"error: {cause}", err=True)
+    if remedy:
+        typer.echo(f"  try: {remedy}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Where state lives: `PRIMESPARK_HOME`, else `.primespark/` in a checkout, else the user's state directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """Root of all state of this installation, created private (0700) when missing."""
+    configured = os.environ.get("PRIMESPARK_HOME")
+    if configured:
+        root = Path(configured)
+    elif (Path.cwd() / "pyproject.toml").is_file() and (Path.cwd() / "primespark").is_dir():
+        root = Path.cwd() / ".primespark"
+    else:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        root = Path(state) / "primespark"
+    root = root.absolute()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return root
+
+
+def private_directory(path: Path) -> Path:
+    """`path`, created with its parents and readable by its owner alone."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace `path` atomically and durably by `data`, readable by its owner alone (0600)."""
+    private_directory(path.parent)
+    staging = path.with_name(f".{path.name}.{os.getpid()}.staging")
+    descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

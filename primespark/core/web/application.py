@@ -1,0 +1,127 @@
+"""The application factory: every service of the project is made here."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any
+
+import structlog
+from fastapi import APIRouter, Depends, FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from primespark.core.logging import get_logger
+from primespark.core.web import problems
+from primespark.core.web.access import Authenticator, allow_anyone, check_policies, require_viewer_unless_local
+
+log = get_logger(__name__)
+
+REQUESTS = Counter("primespark_http_requests_total", "Requests answered.", ["route", "method", "status"])
+DURATION = Histogram("primespark_http_request_duration_seconds", "Time to the last byte of the answer.", ["route"])
+
+Readiness = Callable[[], Awaitable[dict[str, str]]]
+Summary = Callable[[], Awaitable[dict[str, Any]]]
+
+
+def create_app(
+    *,
+    title: str,
+    authenticate: Authenticator,
+    routers: Sequence[APIRouter],
+    readiness: Readiness,
+    summary: Summary,
+    max_body_bytes: int,
+    open_health: bool,
+    lifespan: Any = None,
+) -> FastAPI:
+    """A service with health and metrics pages, problem+json errors, and access refused unless a route allows it.
+
+    Args:
+        title: Name of the service.
+        authenticate: Turns a bearer token into its principal, or raises AuthenticationError.
+        routers: The service's own routes, each with a `require(...)` policy.
+        readiness: What is not ready, cause by name; empty when all is.
+        summary: The object `/health` answers.
+        max_body_bytes: Bound of a request body, as sent and as decoded.
+        open_health: Whether `/health` and `/metrics` are open from loopback.
+        lifespan: As in Starlette.
+
+    Raises:
+        ConfigurationError: A route states no policy.
+    """
+    app = FastAPI(
+        title=title, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=lifespan
+    )
+    app.state.authenticate = authenticate
+    app.state.max_body_bytes = max_body_bytes
+    problems.install(app)
+    app.include_router(_health_router(readiness, summary, open_health))
+    for router in routers:
+        app.include_router(router)
+    check_policies(app)
+    app.add_middleware(_Observed)
+    return app
+
+
+def _health_router(readiness: Readiness, summary: Summary, open_health: bool) -> APIRouter:
+    router = APIRouter()
+    guarded = Depends(require_viewer_unless_local(open_health))
+
+    @router.get("/livez", dependencies=[Depends(allow_anyone)])
+    async def livez() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @router.get("/readyz")
+    async def readyz(_: Annotated[None, Depends(allow_anyone)]) -> Response:
+        missing = await readiness()
+        if missing:
+            return JSONResponse({"status": "not ready", "missing": missing}, 503)
+        return JSONResponse({"status": "ready"})
+
+    @router.get("/health", dependencies=[guarded])
+    async def health() -> dict[str, Any]:
+        return await summary()
+
+    @router.get("/metrics", dependencies=[guarded])
+    def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+class _Observed:
+    """Gives each request an id, counts and times it, and answers 500 as problem+json when all else failed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id, started, status = uuid.uuid4().hex, time.perf_counter(), 0
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] += [
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, observed_send)
+            except Exception:
+                log.exception("request_crashed", path=scope["path"])
+                if status == 0:
+                    answer = problems.problem(500, "internal", "an error of ours", remedy=f"see the log: {request_id}")
+                    await answer(scope, receive, observed_send)
+        route = getattr(scope.get("route"), "path", "unmatched")
+        REQUESTS.labels(route, scope["method"], str(status)).inc()
+        DURATION.labels(route).observe(time.perf_counter() - started)

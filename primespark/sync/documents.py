@@ -1,0 +1,169 @@
+"""Documents: JSON trees with a version vector and a hybrid logical timestamp per leaf.
+
+Merge is per leaf, the later timestamp stands, arrays are atomic. It is commutative, associative and idempotent: a
+document is a map from JSON pointer (RFC 6901) to a stamped leaf, merge is the greatest stamp of each, and a stamp
+ends every leaf above or below it that has an older one (`{"a": 1}` against `{"a": {"b": 2}}`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from primespark.errors import InvalidInputError
+
+MAX_DEPTH = 32
+MAX_LEAVES = 10_000
+
+# How a leaf that was removed is kept, so that an older write of another replica does not bring it back.
+_REMOVED: Any = object()
+
+
+class Order(StrEnum):
+    """How two version vectors stand to each other."""
+
+    EQUAL = "equal"
+    BEFORE = "before"
+    AFTER = "after"
+    CONCURRENT = "concurrent"
+
+
+def compare(left: Mapping[str, int], right: Mapping[str, int]) -> Order:
+    """The causal order of two version vectors; an absent replica counts as 0."""
+    replicas = left.keys() | right.keys()
+    less = any(left.get(replica, 0) < right.get(replica, 0) for replica in replicas)
+    more = any(left.get(replica, 0) > right.get(replica, 0) for replica in replicas)
+    if less and more:
+        return Order.CONCURRENT
+    if less:
+        return Order.BEFORE
+    return Order.AFTER if more else Order.EQUAL
+
+
+def join(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
+    """The least version vector that is not before either."""
+    return {replica: max(left.get(replica, 0), right.get(replica, 0)) for replica in left.keys() | right.keys()}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document at one replica.
+
+    Attributes:
+        value: A JSON object.
+        vv: Version vector, counter by replica.
+        leaf_hlc: Timestamp by JSON pointer; a pointer without a leaf in `value` is one that was removed.
+    """
+
+    value: dict[str, Any] = field(default_factory=dict)
+    vv: dict[str, int] = field(default_factory=dict)
+    leaf_hlc: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def hlc(self) -> str:
+        """The latest timestamp of any leaf; empty for a document nobody wrote."""
+        return max(self.leaf_hlc.values(), default="")
+
+
+def flatten(value: Any, pointer: str = "", depth: int = 0) -> dict[str, Any]:
+    """Leaves by JSON pointer: scalars, arrays and empty objects below the root.
+
+    Raises:
+        InvalidInputError: Deeper than `MAX_DEPTH`.
+    """
+    if depth > MAX_DEPTH:
+        raise InvalidInputError(f"document deeper than {MAX_DEPTH} levels", code="document_too_deep")
+    if not isinstance(value, dict) or (not value and pointer):
+        return {pointer: value}
+    leaves: dict[str, Any] = {}
+    for key, child in value.items():
+        leaves.update(flatten(child, f"{pointer}/{_escape(key)}", depth + 1))
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The object that has these leaves, none of which lies below another."""
+    root: dict[str, Any] = {}
+    for pointer in sorted(leaves):
+        target = root
+        *parents, last = [_unescape(part) for part in pointer.split("/")[1:]]
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = leaves[pointer]
+    return root
+
+
+def write(document: Document, value: dict[str, Any], *, replica: str, counter: int, hlc: str) -> Document:
+    """`document` with the whole value `value`, written by `replica` as its write number `counter` at time `hlc`.
+
+    Leaves that do not change keep their timestamp, so an unrelated concurrent write stands.
+
+    Raises:
+        InvalidInputError: Too deep or too many leaves.
+    """
+    before, after = flatten(document.value), flatten(value)
+    if len(after) > MAX_LEAVES:
+        raise InvalidInputError(f"document of more than {MAX_LEAVES} leaves", code="document_too_large")
+    stamps = dict(document.leaf_hlc)
+    for pointer in before.keys() | after.keys():
+        if before.get(pointer, _REMOVED) != after.get(pointer, _REMOVED) or pointer not in stamps:
+            stamps[pointer] = hlc
+    return Document(value=value, vv=join(document.vv, {replica: counter}), leaf_hlc=stamps)
+
+
+def merge(left: Document, right: Document) -> Document:
+    """Both documents in one: of each leaf the later write."""
+    left_leaves, right_leaves = flatten(left.value), flatten(right.value)
+    leaves: dict[str, Any] = {}
+    stamps: dict[str, str] = {}
+    for pointer in left.leaf_hlc.keys() | right.leaf_hlc.keys():
+        left_stamp, right_stamp = left.leaf_hlc.get(pointer, ""), right.leaf_hlc.get(pointer, "")
+        source = left_leaves if left_stamp >= right_stamp else right_leaves
+        stamps[pointer] = max(left_stamp, right_stamp)
+        if pointer in source:
+            leaves[pointer] = source[pointer]
+    for pointer in _outdated(stamps):
+        leaves.pop(pointer, None)
+    return Document(value=unflatten(leaves), vv=join(left.vv, right.vv), leaf_hlc=stamps)
+
+
+def changed_pointers(before: Document, after: Document) -> set[str]:
+    """Pointers whose leaf differs, appeared or went."""
+    old, new = flatten(before.value), flatten(after.value)
+    return {p for p in old.keys() | new.keys() if old.get(p, _REMOVED) != new.get(p, _REMOVED)}
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """`target` after the JSON merge patch `patch` (RFC 7396)."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge_patch(result.get(key), value)
+    return result
+
+
+def _outdated(stamps: Mapping[str, str]) -> set[str]:
+    """Pointers with a later stamp on their path to the root or below them."""
+    outdated = set()
+    for pointer, stamp in stamps.items():
+        ancestor = pointer
+        while ancestor:
+            ancestor = ancestor.rpartition("/")[0]
+            other = stamps.get(ancestor)
+            if other is not None and other != stamp:
+                outdated.add(ancestor if other < stamp else pointer)
+    return outdated
+
+
+def _escape(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _unescape(part: str) -> str:
+    return part.replace("~1", "/").replace("~0", "~")

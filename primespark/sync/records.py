@@ -1,0 +1,221 @@
+"""What travels between a device and its cloud: facts, lost ranges, documents, and the messages that carry them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+
+from primespark.core.identifiers import DeviceId
+
+PROTOCOL_VERSION = 1
+MAX_RECORDS_PER_BATCH = 5000
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}$")]
+Counter = Annotated[int, Field(gt=0, lt=2**62)]
+Hlc = Annotated[str, StringConstraints(pattern=r"^\d{13}-[0-9a-f]{4}-[a-z0-9][a-z0-9-]{0,62}$")]
+Pointer = Annotated[str, StringConstraints(max_length=512, pattern=r"^(/.*)?$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Message(BaseModel):
+    """Strict at the boundary: no coercion, no unknown fields, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataClass(StrEnum):
+    """The classes of data a fleet exchanges."""
+
+    METRICS = "metrics"
+    TELEMETRY = "telemetry"
+    INFERENCE_RESULTS = "inference_results"
+    LABELS = "labels"
+    CONFIGURATIONS = "configurations"
+
+
+FactClass = Literal[DataClass.METRICS, DataClass.TELEMETRY, DataClass.INFERENCE_RESULTS, DataClass.LABELS]
+DocumentClass = Literal[DataClass.CONFIGURATIONS]
+_Time = Annotated[AwareDatetime, Field(strict=False)]
+
+
+class Fact(Message):
+    """Something that happened; identity `(device_id, epoch, stream, seq)`."""
+
+    data_class: Annotated[FactClass, Field(strict=False)]
+    op: Literal["append"] = "append"
+    stream: Name
+    seq: Counter
+    time: _Time
+    boot_id: Annotated[str, StringConstraints(max_length=64)]
+    monotonic_ns: Annotated[int, Field(ge=0, lt=2**63)]
+    value: dict[str, Any]
+
+
+class Lost(Message):
+    """A range of facts the device had to drop; counts as received."""
+
+    op: Literal["lost"]
+    stream: Name
+    seq_from: Counter
+    seq_to: Counter
+    reason: Annotated[str, StringConstraints(max_length=200)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Lost:
+        if self.seq_to < self.seq_from:
+            raise ValueError("seq_to is below seq_from")
+        return self
+
+
+class DocumentChange(Message):
+    """The whole state of one document at its writer; versions decide what of it stands."""
+
+    data_class: Annotated[DocumentClass, Field(strict=False)]
+    scope: Name
+    key: Name
+    op: Literal["put", "del"] = "put"
+    vv: dict[str, Counter]
+    hlc: Hlc
+    leaf_hlc: dict[Pointer, Hlc]
+    value: Any = None
+
+
+def _operation(record: Any) -> str:
+    operation = record.get("op") if isinstance(record, dict) else getattr(record, "op", None)
+    return operation if operation in ("lost", "put", "del") else "append"
+
+
+Record = Annotated[
+    Annotated[Fact, Tag("append")]
+    | Annotated[Lost, Tag("lost")]
+    | Annotated[DocumentChange, Tag("put")]
+    | Annotated[DocumentChange, Tag("del")],
+    Discriminator(_operation),
+]
+
+
+class PushRequest(Message):
+    """One batch; its number and exact bytes are fixed on the device's disk before the first send."""
+
+    v: Literal[1]
+    replica_id: DeviceId
+    epoch: Counter
+    batch_seq: Counter
+    hlc: Hlc
+    records: Annotated[list[Record], Field(max_length=MAX_RECORDS_PER_BATCH)]
+
+
+class ResultStatus(StrEnum):
+    """What became of one record."""
+
+    OK = "ok"
+    DUPLICATE = "dup"
+    MERGED = "merged"
+    CONFLICT = "conflict"
+    RESTAMPED = "restamped"
+    REJECTED = "rejected"
+
+
+class RecordResult(Message):
+    """The answer for `records[index]`; sent for statuses other than ok only."""
+
+    index: Annotated[int, Field(ge=0)]
+    status: Annotated[ResultStatus, Field(strict=False)]
+    code: str | None = None
+    record: DocumentChange | None = None
+
+
+class PushResponse(Message):
+    """All batches up to `ack_batch_seq` are applied."""
+
+    status: Literal["applied", "replayed"]
+    ack_batch_seq: Annotated[int, Field(ge=0)]
+    results: list[RecordResult]
+    server_hlc: Hlc
+    server_epoch: Counter
+
+
+class PulledChange(Message):
+    """A document as the cloud holds it, and the cursor after it."""
+
+    cursor: Annotated[int, Field(ge=0)]
+    change: DocumentChange
+
+
+class PullResponse(Message):
+    """Changes in commit order."""
+
+    changes: list[PulledChange]
+    next_cursor: Annotated[int, Field(ge=0)]
+    has_more: bool
+    server_epoch: Counter
+    server_hlc: Hlc
+
+
+class TrustedKey(Message):
+    """A key whose signature on a manifest the device accepts."""
+
+    key_id: str
+    ed25519_public: str
+
+
+class EnrolRequest(Message):
+    """A device presents its token."""
+
+    token: Annotated[str, StringConstraints(min_length=16, max_length=200)]
+    device_id: DeviceId
+    capabilities: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+
+
+class Limits(Message):
+    """What the gate accepts."""
+
+    max_body_bytes: int
+    max_records: int
+
+
+class EnrolResponse(Message):
+    """Credentials of a device; the key is shown this once."""
+
+    replica_id: DeviceId
+    key: str
+    epoch: Counter
+    server_epoch: Counter
+    limits: Limits
+    server_time: _Time
+    trust: list[TrustedKey]
+
+
+class EpochResponse(Message):
+    """A new epoch after the local database was lost."""
+
+    epoch: Counter
+    server_epoch: Counter
+    server_time: _Time
+
+
+__all__ = [
+    "MAX_RECORDS_PER_BATCH",
+    "PROTOCOL_VERSION",
+    "Counter",
+    "DataClass",
+    "DocumentChange",
+    "EnrolRequest",
+    "EnrolResponse",
+    "EpochResponse",
+    "Fact",
+    "Limits",
+    "Lost",
+    "Message",
+    "PullResponse",
+    "PulledChange",
+    "PushRequest",
+    "PushResponse",
+    "Record",
+    "RecordResult",
+    "ResultStatus",
+    "TrustedKey",
+]

@@ -1,0 +1,15 @@
+"""Settings of the whole suite."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# The machines that run the suite are shared: how long an example takes says nothing about the code.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
+
+# A developer's own settings must not reach the tests.
+for name in [name for name in os.environ if name.startswith("PRIMESPARK_")]:
+    del os.environ[name]

@@ -1,0 +1,198 @@
+"""The application factory: what any service answers, whatever it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import httpx2
+import pytest
+from fastapi import APIRouter, Depends, Request
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict
+
+from primespark.core.encoding import compress, content_digest
+from primespark.core.web import Principal, Role, create_app, read_json, read_model, require
+from primespark.errors import AuthenticationError, ConfigurationError, OverloadedError
+
+LIMIT = 10_000
+KEYS = {"v": Role.VIEWER, "o": Role.OPERATOR, "a": Role.ADMIN, "d": Role.DEVICE}
+
+
+class Reading(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str
+    value: float
+
+
+async def authenticate(token: str) -> Principal:
+    if token not in KEYS:
+        raise AuthenticationError("unknown key")
+    return Principal(token, KEYS[token])
+
+
+def router() -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/readings")
+    async def readings(request: Request, _: Annotated[Principal, Depends(require(Role.OPERATOR))]) -> dict[str, Any]:
+        reading = await read_model(request, Reading)
+        return {"value": reading.value}
+
+    @routes.post("/anything")
+    async def anything(request: Request, _: Annotated[Principal, Depends(require(Role.VIEWER))]) -> dict[str, Any]:
+        return {"type": type(await read_json(request)).__name__}
+
+    @routes.get("/busy")
+    async def busy(_: Annotated[Principal, Depends(require(Role.VIEWER))]) -> None:
+        raise OverloadedError("queue is full", remedy="wait", retry_after_s=1.2, code="queue_full")
+
+    @routes.get("/crash")
+    async def crash(_: Annotated[Principal, Depends(require(Role.VIEWER))]) -> None:
+        raise RuntimeError("a secret of the inside")
+
+    return routes
+
+
+def make(routers: list[APIRouter], missing: dict[str, str] | None = None, open_health: bool = False) -> Any:
+    async def readiness() -> dict[str, str]:
+        return missing or {}
+
+    async def summary() -> dict[str, Any]:
+        return {"status": "fine"}
+
+    return create_app(
+        title="t",
+        authenticate=authenticate,
+        routers=routers,
+        readiness=readiness,
+        summary=summary,
+        max_body_bytes=LIMIT,
+        open_health=open_health,
+    )
+
+
+class Client:
+    """Synchronous calls on the application, in process."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def __call__(self, method: str, path: str, key: str | None = "a", **arguments: Any) -> httpx2.Response:
+        headers = dict(arguments.pop("headers", {}))
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+
+        async def call() -> httpx2.Response:
+            transport = httpx2.ASGITransport(app=self._app)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://t") as client:
+                return await client.request(method, path, headers=headers, **arguments)
+
+        return asyncio.run(call())
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    yield Client(make([router()]))
+
+
+def test_a_route_without_a_policy_is_refused_at_start() -> None:
+    routes = APIRouter()
+
+    @routes.get("/open")
+    async def forgotten() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="/open"):
+        make([routes])
+
+
+@pytest.mark.parametrize(
+    ("key", "status"), [(None, 401), ("nobody", 401), ("v", 403), ("d", 403), ("o", 200), ("a", 200)]
+)
+def test_roles(client: Client, key: str | None, status: int) -> None:
+    answer = client("POST", "/readings", key, json={"name": "a", "value": 1.5})
+    assert answer.status_code == status
+    if status != 200:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["code"] in {"unauthenticated", "forbidden"}
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b'{"name":"a","value":NaN}', JSON, 422, "invalid_input"),
+        (b'{"name":"a","value":1e999}', JSON, 422, "invalid_input"),
+        (b'{"name":"a","value":"1"}', JSON, 422, "invalid_input"),
+        (b'{"name":"a","value":true}', JSON, 422, "invalid_input"),
+        (b'{"name":"a","value":1,"extra":1}', JSON, 422, "invalid_input"),
+        (b'{"name":"\\ud800","value":1}', JSON, 400, "malformed"),
+        (b'{"name":"\xff","value":1}', JSON, 400, "malformed"),
+        (b'{"name":"a"', JSON, 400, "malformed"),
+        (b"[" * 5000, JSON, 400, "malformed"),
+        (b"", JSON, 400, "malformed"),
+        (b"x" * (LIMIT + 1), JSON, 413, "too_large"),
+        (b"{}", {"Content-Type": "text/plain"}, 415, "unsupported_media"),
+        (b"{}", {**JSON, "Content-Encoding": "gzip"}, 415, "unsupported_media"),
+        (b"{}", {**JSON, "Content-Encoding": "zstd"}, 400, "bad_encoding"),
+        (compress(b"x" * 10_000_000), {**JSON, "Content-Encoding": "zstd"}, 413, "too_large"),
+        (compress(b"{}")[:-2], {**JSON, "Content-Encoding": "zstd"}, 400, "bad_encoding"),
+        (b"{}", {**JSON, "Content-Digest": content_digest(b"other")}, 400, "bad_digest"),
+    ],
+)
+def test_bad_bodies_are_refused_with_a_stable_code(
+    client: Client, body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    answer = client("POST", "/readings", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert client("GET", "/livez", None).status_code == 200
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_make_a_server_error(body: bytes) -> None:
+    client = Client(make([router()]))
+    for path in ("/readings", "/anything"):
+        assert client("POST", path, content=body, headers=JSON).status_code in {200, 400, 422}
+
+
+@pytest.mark.parametrize("body", [b"[1e999]", b'{"a":"\\udfff"}', b"[Infinity]", b"[" * 100_000, b"1" * 5000])
+def test_free_json_is_strict_too(client: Client, body: bytes) -> None:
+    answer = client("POST", "/anything", content=body, headers=JSON)
+    assert answer.status_code in {400, 413}
+
+
+def test_errors_carry_code_remedy_and_retry_after(client: Client) -> None:
+    answer = client("GET", "/busy")
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "2"
+    assert answer.json()["code"] == "queue_full"
+    assert answer.json()["remedy"] == "wait"
+
+
+def test_an_unexpected_error_tells_nothing_of_the_inside(client: Client) -> None:
+    answer = client("GET", "/crash")
+    assert answer.status_code == 500
+    assert answer.json()["code"] == "internal"
+    assert "secret" not in answer.text
+    assert answer.headers["x-request-id"] in answer.json()["remedy"]
+
+
+def test_unknown_paths_and_methods(client: Client) -> None:
+    assert client("GET", "/nothing").json()["code"] == "not_found"
+    assert client("GET", "/readings").json()["code"] == "method_not_allowed"
+
+
+def test_health_pages() -> None:
+    closed = Client(make([], {"store": "no answer"}))
+    assert closed("GET", "/readyz", None).status_code == 503
+    assert closed("GET", "/readyz", None).json()["missing"] == {"store": "no answer"}
+    assert closed("GET", "/health", None).status_code == 401
+    assert closed("GET", "/health", "v").json() == {"status": "fine"}
+    opened = Client(make([], open_health=True))
+    assert opened("GET", "/health", None).status_code == 200
+    assert "primespark_http_requests_total" in opened("GET", "/metrics", None).text

@@ -1,0 +1,132 @@
+"""Laws of documents and version vectors."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from primespark.core.clock import Timestamp
+from primespark.errors import InvalidInputError
+from primespark.sync.documents import (
+    Document,
+    Order,
+    compare,
+    flatten,
+    join,
+    merge,
+    merge_patch,
+    unflatten,
+    write,
+)
+
+keys = st.sampled_from(["a", "b", "a/b", "~", ""])
+scalars = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.text(max_size=3), st.lists(st.integers(0, 3)))
+trees = st.recursive(scalars, lambda inner: st.dictionaries(keys, inner, max_size=3), max_leaves=8)
+objects = st.dictionaries(keys, trees, max_size=3)
+vectors = st.dictionaries(st.sampled_from("xyz"), st.integers(1, 4))
+
+
+@st.composite
+def replicas(draw: st.DrawFn) -> list[Document]:
+    """Three replicas that wrote and merged at random; every write has a timestamp of its own."""
+    documents = [Document(), Document(), Document()]
+    for step in range(draw(st.integers(1, 8))):
+        at = draw(st.integers(0, 2))
+        if draw(st.booleans()):
+            hlc = str(Timestamp(draw(st.integers(0, 3)), step, f"r{at}"))
+            documents[at] = write(documents[at], draw(objects), replica=f"r{at}", counter=step + 1, hlc=hlc)
+        else:
+            documents[at] = merge(documents[at], documents[draw(st.integers(0, 2))])
+    return documents
+
+
+@given(replicas())
+def test_merge_is_commutative_associative_and_idempotent(documents: list[Document]) -> None:
+    a, b, c = documents
+    assert merge(a, a) == a
+    assert merge(a, b) == merge(b, a)
+    assert merge(merge(a, b), c) == merge(a, merge(b, c))
+    everywhere = {repr(_canonical(merge(merge(x, y), z))) for x, y, z in itertools.permutations(documents)}
+    assert len(everywhere) == 1
+
+
+@given(replicas(), objects)
+def test_a_write_that_saw_everything_stands_as_written(documents: list[Document], value: dict[str, Any]) -> None:
+    seen = merge(merge(*documents[:2]), documents[2])
+    latest = write(seen, value, replica="r9", counter=1, hlc=str(Timestamp(9, 0, "r9")))
+    for document in documents:
+        assert merge(document, latest).value == value
+
+
+def test_writes_to_different_leaves_both_stand() -> None:
+    base = write(Document(), {"desired": {"rate": 1}, "reported": {"rate": 1}}, replica="c", counter=1, hlc=_hlc(1, "c"))
+    cloud = write(base, {"desired": {"rate": 2}, "reported": {"rate": 1}}, replica="c", counter=2, hlc=_hlc(2, "c"))
+    edge = write(base, {"desired": {"rate": 1}, "reported": {"rate": 9}}, replica="e", counter=1, hlc=_hlc(3, "e"))
+    assert merge(cloud, edge).value == {"desired": {"rate": 2}, "reported": {"rate": 9}}
+
+
+def test_a_removed_leaf_does_not_come_back() -> None:
+    old = write(Document(), {"a": {"b": 1}}, replica="c", counter=1, hlc=_hlc(1, "c"))
+    gone = write(old, {}, replica="c", counter=2, hlc=_hlc(2, "c"))
+    assert merge(old, gone).value == {}
+
+
+@given(objects)
+def test_flatten_and_unflatten_are_inverse(value: dict[str, Any]) -> None:
+    assert unflatten(flatten(value)) == value
+
+
+def test_too_deep_documents_are_refused() -> None:
+    value: dict[str, Any] = {}
+    for _ in range(40):
+        value = {"a": value}
+    with pytest.raises(InvalidInputError) as caught:
+        flatten({"a": value})
+    assert caught.value.code == "document_too_deep"
+
+
+@given(vectors, vectors)
+def test_version_vectors_are_a_lattice(left: dict[str, int], right: dict[str, int]) -> None:
+    upper = join(left, right)
+    assert upper == join(right, left)
+    assert compare(left, upper) in {Order.EQUAL, Order.BEFORE}
+    mirrored = {Order.BEFORE: Order.AFTER, Order.AFTER: Order.BEFORE}
+    order = compare(left, right)
+    assert compare(right, left) == mirrored.get(order, order)
+    assert (order in {Order.EQUAL, Order.BEFORE}) == (upper == right)
+
+
+# The examples of RFC 7396, appendix A.
+@pytest.mark.parametrize(
+    ("target", "patch", "result"),
+    [
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        (["a", "b"], ["c", "d"], ["c", "d"]),
+        ({"a": "b"}, ["c"], ["c"]),
+        ({"a": "foo"}, None, None),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+)
+def test_merge_patch(target: Any, patch: Any, result: Any) -> None:
+    assert merge_patch(target, patch) == result
+
+
+def _hlc(unix_ms: int, replica: str) -> str:
+    return str(Timestamp(unix_ms, 0, replica))
+
+
+def _canonical(document: Document) -> Any:
+    return sorted(flatten(document.value).items(), key=repr), sorted(document.leaf_hlc.items()), sorted(document.vv.items())
