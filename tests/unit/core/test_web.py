@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import httpx2
@@ -95,8 +94,8 @@ class Client:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    yield Client(make([router()]))
+def client() -> Client:
+    return Client(make([router()]))
 
 
 def test_a_route_without_a_policy_is_refused_at_start() -> None:

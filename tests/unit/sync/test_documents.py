@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primespark.core.clock import Timestamp
+from primespark.core.clock import HybridLogicalClock, Timestamp
 from primespark.errors import InvalidInputError
 from primespark.sync.documents import (
     Document,
@@ -32,15 +32,19 @@ vectors = st.dictionaries(st.sampled_from("xyz"), st.integers(1, 4))
 
 @st.composite
 def replicas(draw: st.DrawFn) -> list[Document]:
-    """Three replicas that wrote and merged at random; every write has a timestamp of its own."""
+    """Three replicas that wrote and merged at random, each with a clock that reads what it likes."""
     documents = [Document(), Document(), Document()]
+    now = [0]
+    clocks = [HybridLogicalClock(f"r{at}", lambda: now[0]) for at in range(3)]
     for step in range(draw(st.integers(1, 8))):
-        at = draw(st.integers(0, 2))
+        at, now[0] = draw(st.integers(0, 2)), draw(st.integers(0, 3))
         if draw(st.booleans()):
-            hlc = str(Timestamp(draw(st.integers(0, 3)), step, f"r{at}"))
+            hlc = str(clocks[at].stamp())
             documents[at] = write(documents[at], draw(objects), replica=f"r{at}", counter=step + 1, hlc=hlc)
         else:
             documents[at] = merge(documents[at], documents[draw(st.integers(0, 2))])
+            if documents[at].hlc:
+                clocks[at].observe(Timestamp.parse(documents[at].hlc))
     return documents
 
 
@@ -63,7 +67,8 @@ def test_a_write_that_saw_everything_stands_as_written(documents: list[Document]
 
 
 def test_writes_to_different_leaves_both_stand() -> None:
-    base = write(Document(), {"desired": {"rate": 1}, "reported": {"rate": 1}}, replica="c", counter=1, hlc=_hlc(1, "c"))
+    first = {"desired": {"rate": 1}, "reported": {"rate": 1}}
+    base = write(Document(), first, replica="c", counter=1, hlc=_hlc(1, "c"))
     cloud = write(base, {"desired": {"rate": 2}, "reported": {"rate": 1}}, replica="c", counter=2, hlc=_hlc(2, "c"))
     edge = write(base, {"desired": {"rate": 1}, "reported": {"rate": 9}}, replica="e", counter=1, hlc=_hlc(3, "e"))
     assert merge(cloud, edge).value == {"desired": {"rate": 2}, "reported": {"rate": 9}}
@@ -129,4 +134,5 @@ def _hlc(unix_ms: int, replica: str) -> str:
 
 
 def _canonical(document: Document) -> Any:
-    return sorted(flatten(document.value).items(), key=repr), sorted(document.leaf_hlc.items()), sorted(document.vv.items())
+    leaves = sorted(flatten(document.value).items(), key=repr)
+    return leaves, sorted(document.leaf_hlc.items()), sorted(document.vv.items())

