@@ -1,4 +1,4 @@
-"""The digits the demo's cameras see: written as small PNG frames with a list of labels, as a person would leave them."""
+"""The digits the demo's cameras see: small PNG frames with a list of labels, as a person would leave them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,140 @@
+"""Connections, migrations under one lock, and waiting for notifications."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+
+from primespark.errors import ConfigurationError, UnavailableError
+
+MIGRATION_LOCK = 7_301_001
+_CONNECT_TIMEOUT_S = 5
+
+
+def connect(url: str, pool_size: int = 10) -> Engine:
+    """An engine on the database; connects on first use.
+
+    Raises:
+        ConfigurationError: `url` is no address of a PostgreSQL.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigurationError(
+            "the store's URL cannot be read", remedy="write postgresql://user:password@host:port/database"
+        ) from None
+    if parsed.get_backend_name() != "postgresql":
+        raise ConfigurationError(
+            f"the store's URL names {parsed.get_backend_name()!r}", remedy="only PostgreSQL 16 or newer is a store"
+        )
+    return create_engine(
+        parsed.set(drivername="postgresql+psycopg2"),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=_CONNECT_TIMEOUT_S,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "primespark", "options": "-c jit=off"},
+    )
+
+
+@contextmanager
+def available() -> Iterator[None]:
+    """Turn a database that does not answer into UnavailableError.
+
+    Raises:
+        UnavailableError: No connection, or it broke.
+    """
+    try:
+        yield
+    except (OperationalError, TimeoutError) as error:
+        raise store_unavailable() from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise store_unavailable() from error
+        raise
+
+
+def store_unavailable() -> UnavailableError:
+    """The store does not answer."""
+    return UnavailableError(
+        "the store does not answer", remedy="try again; see that PostgreSQL runs", code="store_unavailable",
+        retry_after_s=1,
+    )  # fmt: skip
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the schema to the newest version; safe when several services start at once."""
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
+        connection.commit()
+        try:
+            command.upgrade(alembic_config(connection), "head")
+            connection.commit()
+        finally:
+            connection.rollback()
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
+            connection.commit()
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Alembic on the packaged history, using an open connection."""
+    config = Config()
+    config.set_main_option("script_location", str(files("primespark.store").joinpath("migrations")))
+    config.attributes["connection"] = connection
+    return config
+
+
+class Listener:
+    """Waits for NOTIFY on its own connection.
+
+    Args:
+        engine: Of the database; the connection is outside its pool.
+        channels: Identifiers, from the program, never from outside.
+    """
+
+    def __init__(self, engine: Engine, *channels: str) -> None:
+        with available():
+            self._connection = engine.dialect.connect(*engine.dialect.create_connect_args(engine.url)[0], **_dsn(engine))
+        self._connection.autocommit = True
+        with self._connection.cursor() as cursor:
+            for channel in channels:
+                cursor.execute(f'LISTEN "{channel}"')
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether something was notified before the time was over.
+
+        Raises:
+            UnavailableError: The connection broke.
+        """
+        import psycopg2
+
+        deadline = time.monotonic() + timeout_s
+        try:
+            while True:
+                self._connection.poll()
+                if self._connection.notifies:
+                    self._connection.notifies.clear()
+                    return True
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    return False
+                select.select([self._connection], [], [], remaining)
+        except psycopg2.Error as error:
+            raise store_unavailable() from error
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def _dsn(engine: Engine) -> dict[str, object]:
+    return {"connect_timeout": _CONNECT_TIMEOUT_S, **engine.dialect.create_connect_args(engine.url)[1]}

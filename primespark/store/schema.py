@@ -1,0 +1,263 @@
+"""Tables of the one database, in three schemas: `sync` what devices exchange, `metrics` series, `control` the rest."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+SCHEMAS = ("sync", "metrics", "control")
+metadata = MetaData()
+_Moment = DateTime(timezone=True)
+
+device = Table(
+    "device",
+    metadata,
+    Column("device_id", Text, primary_key=True),
+    Column("key_sha256", Text, unique=True),  # null: forgotten
+    Column("epoch", BigInteger, nullable=False),
+    Column("enrolled_at", _Moment, nullable=False, server_default=func.now()),
+    Column("last_seen_at", _Moment),
+    Column("capabilities", JSONB, nullable=False),
+    Column("versions", JSONB, nullable=False),
+    schema="sync",
+)
+
+enrolment_token = Table(
+    "enrolment_token",
+    metadata,
+    Column("token_sha256", Text, primary_key=True),
+    Column("uses_left", Integer, nullable=False),
+    Column("expires_at", _Moment, nullable=False),
+    schema="sync",
+)
+
+# The answer of each applied batch, so that the same batch sent again gets the same answer.
+batch = Table(
+    "batch",
+    metadata,
+    Column("device_id", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("batch_seq", BigInteger, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("response", JSONB, nullable=False),
+    Column("received_at", _Moment, nullable=False, server_default=func.now()),
+    PrimaryKeyConstraint("device_id", "epoch", "batch_seq"),
+    schema="sync",
+)
+
+# Highest contiguous seq received of each stream; decides what is new.
+watermark = Table(
+    "watermark",
+    metadata,
+    Column("device_id", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("stream", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    PrimaryKeyConstraint("device_id", "epoch", "stream"),
+    schema="sync",
+)
+
+fact = Table(
+    "fact",
+    metadata,
+    Column("device_id", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("stream", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("data_class", Text, nullable=False),
+    Column("time", _Moment, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    Column("monotonic_ns", BigInteger, nullable=False),
+    Column("value", JSONB, nullable=False),
+    PrimaryKeyConstraint("device_id", "epoch", "stream", "seq"),
+    schema="sync",
+)
+
+lost = Table(
+    "lost",
+    metadata,
+    Column("device_id", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("stream", Text, nullable=False),
+    Column("seq_from", BigInteger, nullable=False),
+    Column("seq_to", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("received_at", _Moment, nullable=False, server_default=func.now()),
+    PrimaryKeyConstraint("device_id", "epoch", "stream", "seq_from"),
+    schema="sync",
+)
+
+# One row per (batch, stream) of facts and per document change; allocated under a lock, so its order is commit order.
+log = Table(
+    "log",
+    metadata,
+    Column("log_seq", BigInteger, Identity(always=True), primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("data_class", Text, nullable=False),
+    Column("device_id", Text),
+    Column("epoch", BigInteger),
+    Column("stream", Text),
+    Column("seq_from", BigInteger),
+    Column("seq_to", BigInteger),
+    Column("rows", Integer, nullable=False),
+    Column("scope", Text),
+    Column("key", Text),
+    Column("time_from", _Moment),
+    Column("time_to", _Moment),
+    Column("received_at", _Moment, nullable=False, server_default=func.now()),
+    Index("log_document", "scope", "log_seq", postgresql_where=text("kind = 'document'")),
+    schema="sync",
+)
+
+document = Table(
+    "document",
+    metadata,
+    Column("data_class", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("vv", JSONB, nullable=False),
+    Column("leaf_hlc", JSONB, nullable=False),
+    Column("value", JSONB, nullable=False),
+    Column("log_seq", BigInteger, nullable=False),
+    Column("updated_at", _Moment, nullable=False, server_default=func.now()),
+    PrimaryKeyConstraint("data_class", "scope", "key"),
+    schema="sync",
+)
+
+relay = Table(
+    "relay",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("log_seq", BigInteger, nullable=False),
+    schema="sync",
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("series_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("metric", Text, nullable=False),
+    Column("device_id", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("labels", JSONB, nullable=False),
+    UniqueConstraint("metric", "device_id", "source", "labels"),
+    Index("series_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
+    schema="metrics",
+)
+
+sample = Table(
+    "sample",
+    metadata,
+    Column("series_id", BigInteger, nullable=False),
+    Column("time", _Moment, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("value", Double, nullable=False),
+    PrimaryKeyConstraint("series_id", "time", "seq"),
+    schema="metrics",
+)
+
+# Hours of a series that have samples no rollup has seen.
+dirty = Table(
+    "dirty",
+    metadata,
+    Column("series_id", BigInteger, nullable=False),
+    Column("bucket", _Moment, nullable=False),
+    PrimaryKeyConstraint("series_id", "bucket"),
+    schema="metrics",
+)
+
+rollup_1h = Table(
+    "rollup_1h",
+    metadata,
+    Column("series_id", BigInteger, ForeignKey("metrics.series.series_id"), nullable=False),
+    Column("bucket", _Moment, nullable=False),
+    Column("n", BigInteger, nullable=False),
+    Column("sum", Double, nullable=False),
+    # Sum of squared deviations from the mean: merges exactly (Chan), where sums of squares lose all digits.
+    Column("m2", Double, nullable=False),
+    Column("min", Double, nullable=False),
+    Column("max", Double, nullable=False),
+    Column("first", Double, nullable=False),
+    Column("last", Double, nullable=False),
+    PrimaryKeyConstraint("series_id", "bucket"),
+    schema="metrics",
+)
+
+window_result = Table(
+    "window_result",
+    metadata,
+    Column("rule_id", Text, nullable=False),
+    Column("group_key", Text, nullable=False),
+    Column("window_start", _Moment, nullable=False),
+    Column("window_end", _Moment, nullable=False),
+    Column("value", Double),
+    Column("count", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("revision", Integer, nullable=False),
+    PrimaryKeyConstraint("rule_id", "group_key", "window_start", "window_end"),
+    schema="metrics",
+)
+
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("key_sha256", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("role", Text, nullable=False),
+    Column("created_at", _Moment, nullable=False, server_default=func.now()),
+    schema="control",
+)
+
+label = Table(
+    "label",
+    metadata,
+    Column("dataset", Text, nullable=False),
+    Column("sample", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("image_png", LargeBinary, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("labelled_at", _Moment, nullable=False),
+    Column("received_at", _Moment, nullable=False, server_default=func.now()),
+    PrimaryKeyConstraint("dataset", "sample"),
+    schema="control",
+)
+
+pipeline_stage = Table(
+    "pipeline_stage",
+    metadata,
+    Column("run_id", Text, nullable=False),
+    Column("stage", Text, nullable=False),
+    Column("output", JSONB, nullable=False),
+    Column("finished_at", _Moment, nullable=False, server_default=func.now()),
+    PrimaryKeyConstraint("run_id", "stage"),
+    schema="control",
+)
+
+server = Table(
+    "server",
+    metadata,
+    Column("only_row", Boolean, primary_key=True, server_default=text("true")),
+    Column("server_epoch", BigInteger, nullable=False),
+    # Counter of the cloud's own writes in version vectors.
+    Column("document_counter", BigInteger, nullable=False),
+    Column("last_hlc", Text, nullable=False),
+    schema="control",
+)

@@ -1,0 +1,171 @@
+"""Mergeable aggregate state of one window: what is kept, how two parts merge, what each function says of it.
+
+Variance is kept as mean and M2 (Welford's update, Chan, Golub and LeVeque's merge, 1979), never as a sum of squares;
+the sum carries a compensation term (Neumaier, 1974).
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Self
+
+# Event time, offset, row within the message: the order in which records are first and last.
+Position = tuple[int, int, int]
+
+
+class AggregationFunction(StrEnum):
+    """What a rule computes from the values of a window."""
+
+    AVG = "avg"
+    SUM = "sum"
+    MIN = "min"
+    MAX = "max"
+    COUNT = "count"
+    STDDEV = "stddev"
+    VARIANCE = "variance"
+    FIRST = "first"
+    LAST = "last"
+
+
+class Aggregate:
+    """State of one window; grows by `add` and `merge`, never shrinks."""
+
+    __slots__ = (
+        "_compensation",
+        "_total",
+        "count",
+        "first",
+        "first_position",
+        "last",
+        "last_position",
+        "m2",
+        "maximum",
+        "mean",
+        "minimum",
+    )
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._total = 0.0
+        self._compensation = 0.0
+        self.mean = 0.0
+        self.m2 = 0.0
+        self.minimum = math.inf
+        self.maximum = -math.inf
+        self.first = self.last = 0.0
+        self.first_position: Position = (0, 0, 0)
+        self.last_position: Position = (0, 0, 0)
+
+    @property
+    def total(self) -> float:
+        """The compensated sum."""
+        return self._total + self._compensation
+
+    def add(self, value: float, position: Position) -> None:
+        """Take in one finite value."""
+        if not self.count or position < self.first_position:
+            self.first, self.first_position = value, position
+        if not self.count or position > self.last_position:
+            self.last, self.last_position = value, position
+        self.count += 1
+        self._add_to_total(value)
+        delta = value - self.mean
+        self.mean += delta / self.count
+        self.m2 += delta * (value - self.mean)
+        if value < self.minimum:
+            self.minimum = value
+        if value > self.maximum:
+            self.maximum = value
+
+    def merge(self, other: Aggregate) -> None:
+        """Take in all that `other` has seen; `other` stays as it is."""
+        if not other.count:
+            return
+        if not self.count or other.first_position < self.first_position:
+            self.first, self.first_position = other.first, other.first_position
+        if not self.count or other.last_position > self.last_position:
+            self.last, self.last_position = other.last, other.last_position
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        self.m2 += other.m2 + delta * delta * (self.count * other.count / count)
+        self.mean += delta * (other.count / count)
+        self.count = count
+        self._add_to_total(other._total)
+        self._compensation += other._compensation
+        self.minimum = min(self.minimum, other.minimum)
+        self.maximum = max(self.maximum, other.maximum)
+
+    def value(self, function: AggregationFunction, ddof: int = 1) -> float | None:
+        """What `function` says; None where it has no value or the value left the range of a double.
+
+        Args:
+            function: The function of the rule.
+            ddof: Divisor of variance and stddev is count - ddof; 1 is the sample's, as in SQL, 0 the population's.
+        """
+        if function is AggregationFunction.COUNT:
+            return float(self.count)
+        if not self.count:
+            return None
+        result = self._spread(function, ddof) if function in _SPREAD else self._plain(function)
+        return result if result is not None and math.isfinite(result) else None
+
+    def to_state(self) -> list[float]:
+        """A JSON list from which `from_state` builds the same aggregate, bit for bit."""
+        return [
+            self.count,
+            self._total,
+            self._compensation,
+            self.mean,
+            self.m2,
+            self.minimum,
+            self.maximum,
+            self.first,
+            *self.first_position,
+            self.last,
+            *self.last_position,
+        ]
+
+    @classmethod
+    def from_state(cls, state: list[float]) -> Self:
+        """The aggregate that wrote `state`."""
+        self = cls()
+        self.count = int(state[0])
+        self._total, self._compensation, self.mean, self.m2, self.minimum, self.maximum, self.first = state[1:8]
+        self.first_position = (int(state[8]), int(state[9]), int(state[10]))
+        self.last = state[11]
+        self.last_position = (int(state[12]), int(state[13]), int(state[14]))
+        return self
+
+    def _add_to_total(self, value: float) -> None:
+        total = self._total + value
+        if abs(self._total) >= abs(value):
+            self._compensation += (self._total - total) + value
+        else:
+            self._compensation += (value - total) + self._total
+        self._total = total
+
+    def _plain(self, function: AggregationFunction) -> float:
+        match function:
+            case AggregationFunction.SUM:
+                return self.total
+            case AggregationFunction.AVG:
+                return self.total / self.count
+            case AggregationFunction.MIN:
+                return self.minimum
+            case AggregationFunction.MAX:
+                return self.maximum
+            case AggregationFunction.FIRST:
+                return self.first
+            case _:
+                return self.last
+
+    def _spread(self, function: AggregationFunction, ddof: int) -> float | None:
+        if self.count <= ddof:
+            return None
+        variance = self.m2 / (self.count - ddof)
+        # Overflow makes M2 a NaN, of which math.sqrt makes another; both are reported as None.
+        return math.sqrt(variance) if function is AggregationFunction.STDDEV else variance
+
+
+_SPREAD = (AggregationFunction.STDDEV, AggregationFunction.VARIANCE)

@@ -1,0 +1,179 @@
+"""The window engine: several rules over the partitions of their topics, with fences and snapshots; pure.
+
+A partition's snapshot holds offsets and windows together. Messages at or below its offset, and messages whose `log_seq`
+is not above the highest seen in the partition, are ignored and counted as duplicates; so reading again after a crash,
+or a relay that publishes again, changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from primespark.errors import IntegrityError
+from primespark.windows.records import Batch, Counters
+from primespark.windows.results import WindowResult
+from primespark.windows.rules import AggregationRule
+from primespark.windows.tumbling import LateRecord, TumblingRule
+
+SNAPSHOT_VERSION = 1
+# A topic and a partition number.
+Partition = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Output:
+    """What one step produced, in firing order."""
+
+    results: list[WindowResult] = field(default_factory=list)
+    late: list[LateRecord] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Fence:
+    """The next offset to read and the highest log position seen."""
+
+    next_offset: int = 0
+    log_seq: int = -1
+
+
+class WindowEngine:
+    """Rules in file order over assigned partitions; not thread safe."""
+
+    def __init__(self, rules: Iterable[AggregationRule]) -> None:
+        self._rules = [TumblingRule(rule) for rule in rules if rule.enabled]
+        self._by_topic: dict[str, list[TumblingRule]] = {}
+        for rule in self._rules:
+            self._by_topic.setdefault(rule.rule.source_topic, []).append(rule)
+        self._targets = {rule.rule.rule_id: rule.rule.target_topic for rule in self._rules}
+        self._fences: dict[Partition, _Fence] = {}
+        self._changed: set[Partition] = set()
+        self.duplicates = 0
+
+    @property
+    def source_topics(self) -> list[str]:
+        """Topics that some enabled rule reads."""
+        return list(self._by_topic)
+
+    @property
+    def target_topics(self) -> list[str]:
+        """Topics that results and late records go to."""
+        return sorted({name for rule in self._rules for name in (rule.rule.target_topic, rule.rule.late_topic)})
+
+    @property
+    def counters(self) -> dict[str, Counters]:
+        """What each rule skipped, by rule_id; the live objects."""
+        return {rule.rule.rule_id: rule.counters for rule in self._rules}
+
+    @property
+    def partitions(self) -> list[Partition]:
+        """The partitions at hand."""
+        return list(self._fences)
+
+    def holds(self, topic: str, partition: int) -> bool:
+        """Whether the partition is at hand."""
+        return (topic, partition) in self._fences
+
+    def target_of(self, rule_id: str) -> str:
+        """The topic that results of the rule go to."""
+        return self._targets[rule_id]
+
+    def assign(self, topic: str, partition: int, clock_ms: int) -> None:
+        """Start a partition without history."""
+        self._fences[topic, partition] = _Fence()
+        for rule in self._by_topic.get(topic, ()):
+            rule.assign(partition, clock_ms)
+
+    def revoke(self, topic: str, partition: int) -> None:
+        """Forget a partition."""
+        self._fences.pop((topic, partition), None)
+        self._changed.discard((topic, partition))
+        for rule in self._by_topic.get(topic, ()):
+            rule.revoke(partition)
+
+    def next_offset(self, topic: str, partition: int) -> int:
+        """The lowest offset that is not a duplicate."""
+        return self._fences[topic, partition].next_offset
+
+    def process(self, batch: Batch, clock_ms: int) -> Output:
+        """Take in one message; each of its rows is a step."""
+        output = Output()
+        if self._is_duplicate(batch):
+            self.duplicates += max(1, len(batch.rows))
+            return output
+        rules = self._by_topic[batch.topic]
+        for index, row in enumerate(batch.rows):
+            for rule in rules:
+                fired, late = rule.add(row, batch, index, clock_ms)
+                output.results.extend(fired)
+                if late is not None:
+                    output.late.append(late)
+        return output
+
+    def skip(self, topic: str, partition: int, offset: int) -> None:
+        """Move the fence over a message that cannot be decoded."""
+        fence = self._fences[topic, partition]
+        if offset >= fence.next_offset:
+            fence.next_offset = offset + 1
+            self._changed.add((topic, partition))
+
+    def tick(self, clock_ms: int) -> Output:
+        """Let time pass without records."""
+        return Output([result for rule in self._rules for result in rule.tick(clock_ms)])
+
+    def take_changed(self) -> list[Partition]:
+        """The partitions whose state differs from when this was last called."""
+        changed, self._changed = self._changed, set()
+        for topic, rules in self._by_topic.items():
+            for rule in rules:
+                changed.update((topic, partition) for partition in rule.changed)
+                rule.changed.clear()
+        return sorted(changed)
+
+    def snapshot(self, topic: str, partition: int) -> dict[str, Any]:
+        """The whole state of one partition as JSON values."""
+        fence = self._fences[topic, partition]
+        return {
+            "version": SNAPSHOT_VERSION,
+            "topic": topic,
+            "partition": partition,
+            "next_offset": fence.next_offset,
+            "log_seq": fence.log_seq,
+            "rules": {rule.rule.rule_id: rule.snapshot(partition) for rule in self._by_topic.get(topic, ())},
+        }
+
+    def restore(self, snapshot: Mapping[str, Any], clock_ms: int, *, restart_idle: bool = False) -> None:
+        """Go on from a snapshot; rules it does not know, or knows by another definition, start empty.
+
+        Args:
+            snapshot: What `snapshot` returned, also after a trip through JSON.
+            clock_ms: The present.
+            restart_idle: Count the time down as no silence of the partition, as records may be waiting in it.
+
+        Raises:
+            IntegrityError: Not a snapshot of this version.
+        """
+        if snapshot.get("version") != SNAPSHOT_VERSION:
+            raise IntegrityError(f"snapshot of version {snapshot.get('version')!r}, expected {SNAPSHOT_VERSION}")
+        topic, partition = snapshot["topic"], snapshot["partition"]
+        self._fences[topic, partition] = _Fence(snapshot["next_offset"], snapshot["log_seq"])
+        for rule in self._by_topic.get(topic, ()):
+            state = snapshot["rules"].get(rule.rule.rule_id)
+            if state is None or state["fingerprint"] != rule.fingerprint:
+                rule.assign(partition, clock_ms)
+            else:
+                rule.restore(partition, state, clock_ms if restart_idle else None)
+
+    def _is_duplicate(self, batch: Batch) -> bool:
+        fence = self._fences[batch.topic, batch.partition]
+        if batch.offset < fence.next_offset:
+            return True
+        fence.next_offset = batch.offset + 1
+        self._changed.add((batch.topic, batch.partition))
+        if batch.log_seq is None:
+            return False
+        if batch.log_seq <= fence.log_seq:
+            return True
+        fence.log_seq = batch.log_seq
+        return False

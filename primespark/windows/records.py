@@ -1,0 +1,93 @@
+"""What goes into the engine: batches of rows, and the reading of time, group and value from one row."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Years 1 to 9999 less the longest window: every window bound is a time that databases and datetime can hold.
+_EARLIEST_MS = -62_135_596_800_000 + 31_536_000_000
+_LATEST_MS = 253_402_300_800_000 - 31_536_000_000
+# Groups are part of a database key, whose size is bounded.
+_MAX_GROUP_BYTES = 1024
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one message.
+
+    Args:
+        topic: Where the message was read.
+        partition: Its partition.
+        offset: Its offset.
+        rows: Its records in order, decoded but not yet checked.
+        log_seq: Position in the sync log, which fences messages published twice; None where the message has none.
+        at_ms: When the message was published, against which `max_future` is held; None: no such bound.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    rows: Sequence[Row]
+    log_seq: int | None = None
+    at_ms: int | None = None
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a rule skipped, and why."""
+
+    late_dropped: int = 0
+    invalid: int = 0
+    ungrouped: int = 0
+    future: int = 0
+
+
+def event_time_ms(row: Row) -> int | None:
+    """The row's `ts`, or None if it is not an integer in the range of years 2 to 9998."""
+    moment = row.get("ts")
+    if type(moment) is not int or not _EARLIEST_MS <= moment <= _LATEST_MS:
+        return None
+    return moment
+
+
+def group_of(row: Row, fields: Sequence[str]) -> tuple[str, ...] | None:
+    """The texts of the group fields, or None if one is missing, no scalar, or unfit as a key."""
+    parts = []
+    size = 0
+    for field in fields:
+        value = row.get(field)
+        if type(value) is str:
+            text = value
+        elif isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+            text = json.dumps(value)
+        else:
+            return None
+        try:
+            size += len(text.encode())
+        except UnicodeEncodeError:
+            return None
+        if size > _MAX_GROUP_BYTES or "\0" in text:
+            return None
+        parts.append(text)
+    return tuple(parts)
+
+
+def number_of(row: Row, field: str | None) -> float | None:
+    """The finite number in `field`, 1.0 if the rule counts rows (`field` None), else None; a bool is no number."""
+    if field is None:
+        return 1.0
+    value = row.get(field)
+    if type(value) is float:
+        return value if math.isfinite(value) else None
+    if type(value) is int:
+        try:
+            return float(value)
+        except OverflowError:
+            return None
+    return None

@@ -1,0 +1,119 @@
+"""`primespark streams`: one stream worker in this process, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from primespark.core.logging import get_logger
+from primespark.core.settings import Settings
+from primespark.errors import ConfigurationError, UnavailableError
+from primespark.windows.engine import WindowEngine
+from primespark.windows.rules import AggregationRule, load_rules
+
+DEFAULT_RULES = "config/stream_rules.yaml"
+_STOP_TIMEOUT_S = 5.0
+
+log = get_logger(__name__)
+
+
+def run(settings: Settings) -> None:
+    """Run the worker; returns after SIGTERM or SIGINT with everything taken in persisted.
+
+    Raises:
+        MissingDependencyError: Faust is not installed.
+        ConfigurationError: No broker or store is set, or the rules cannot work.
+        UnavailableError: The broker does not answer at start, or the worker broke down.
+    """
+    from streams.app import import_faust
+
+    import_faust()
+    if not settings.features.streams:
+        raise ConfigurationError("features.streams is off", remedy="set features.streams to true")
+    rules = read_rules(settings)
+    if not any(rule.enabled for rule in rules):
+        raise ConfigurationError("no rule is enabled", remedy="enable one in cloud.streams.rules_file")
+    if settings.cloud.kafka.embedded:
+        from streams.embedded_broker import pace_fetches
+
+        pace_fetches()
+    asyncio.run(_serve(settings, rules))
+
+
+def read_rules(settings: Settings) -> list[AggregationRule]:
+    """The configured rules, else those that ship with the package."""
+    if settings.cloud.streams.rules_file is not None:
+        return load_rules(settings.cloud.streams.rules_file)
+    with resources.as_file(resources.files("primespark._data").joinpath(DEFAULT_RULES)) as path:
+        return load_rules(Path(path))
+
+
+async def _serve(settings: Settings, rules: list[AggregationRule]) -> None:
+    from aiokafka import AIOKafkaProducer
+
+    from streams.app import FaustSource, attach, build_app
+    from streams.health import health_page
+    from streams.sink import PostgresStore, Sink
+    from streams.snapshots import SnapshotStore
+    from streams.topics import ensure_topics, require_bootstrap_servers
+    from streams.worker import StreamWorker
+
+    stopping = _stop_signals()
+    engine = WindowEngine(rules)
+    kafka = settings.cloud.kafka
+    store = PostgresStore(settings.require_store_url())
+    await ensure_topics(kafka, engine.source_topics, engine.target_topics)
+    producer = AIOKafkaProducer(
+        bootstrap_servers=require_bootstrap_servers(kafka), client_id="primespark-streams", enable_idempotence=True
+    )
+    await producer.start()
+    try:
+        app = build_app(settings)
+        worker = StreamWorker(engine, FaustSource(app), Sink(producer, store), SnapshotStore(kafka, producer))
+        attach(app, worker)
+        async with health_page(settings, worker):
+            log.info("stream_worker_starting", rules=[rule.rule_id for rule in rules if rule.enabled])
+            await _run_until_stopped(app, worker, stopping)
+    finally:
+        await producer.stop()
+        store.close()
+    log.info("stream_worker_stopped")
+
+
+async def _run_until_stopped(app: Any, worker: Any, stopping: asyncio.Event) -> None:
+    app.finalize()
+    cycles = asyncio.create_task(worker.run(), name="stream-worker")
+    consuming = asyncio.create_task(_start_and_wait(app), name="faust-app")
+    stop = asyncio.create_task(stopping.wait(), name="stop-signal")
+    try:
+        done, _ = await asyncio.wait({cycles, consuming, stop}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await worker.close()
+        cycles.cancel()
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await app.stop()
+        except TimeoutError:
+            log.warning("faust_stop_timed_out")
+        consuming.cancel()
+        stop.cancel()
+        await asyncio.gather(cycles, consuming, stop, return_exceptions=True)
+    if stop not in done:
+        cause = app.crash_reason or next((task.exception() for task in done if task.exception()), None)
+        raise UnavailableError(f"the stream worker broke down: {cause!r}", remedy="look at the log; a restart goes on")
+
+
+async def _start_and_wait(app: Any) -> None:
+    await app.start()
+    await app.wait_until_stopped()
+
+
+def _stop_signals() -> asyncio.Event:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping

@@ -1,0 +1,144 @@
+"""Where results go: the target topics, the metrics store, and for what cannot be used the late and dead-letter topics.
+
+Everything here may happen again after a crash: results carry keys and revisions under which a repetition overwrites
+itself; late and dead letters carry the position of their message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from aiokafka import AIOKafkaProducer
+
+from primespark.windows.engine import Output
+from primespark.windows.results import WindowResult
+from primespark.windows.tumbling import LateRecord
+from streams.topics import DEAD_LETTER_TOPIC
+
+# Below the broker's usual bound of 1 MB with room for headers; longer poison is cut.
+_MAX_DEAD_LETTER_BYTES = 900_000
+
+Message = tuple[str, bytes, bytes, list[tuple[str, bytes]]]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that could not be decoded, as it came, and why."""
+
+    topic: str
+    partition: int
+    offset: int
+    value: bytes
+    code: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """What waits to be delivered."""
+
+    results: list[tuple[str, WindowResult]] = field(default_factory=list)
+    late: list[LateRecord] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.results) + len(self.late) + len(self.dead)
+
+    def extend(self, output: Output, target_of: Any) -> None:
+        """Add what the engine said; `target_of` gives a rule's topic."""
+        self.results.extend((target_of(result.rule_id), result) for result in output.results)
+        self.late.extend(output.late)
+
+
+class ResultStore(Protocol):
+    """The part of the metrics store that takes results; called in a thread."""
+
+    def open(self) -> None:
+        """Bring the schema up to date; called until it succeeds."""
+
+    def upsert(self, results: Sequence[WindowResult]) -> None:
+        """Store results, at most one of each key."""
+
+    def close(self) -> None:
+        """Give connections back."""
+
+
+class Sink:
+    """Delivers to Kafka and to the store; returns when both have acknowledged."""
+
+    def __init__(self, producer: AIOKafkaProducer, store: ResultStore) -> None:
+        self._producer = producer
+        self._store = store
+
+    async def open(self) -> None:
+        """Prepare the store; may be repeated after a failure."""
+        await asyncio.to_thread(self._store.open)
+
+    async def deliver(self, outgoing: Outgoing) -> None:
+        """Publish and store all of it; an error leaves it to be delivered again, whole."""
+        acknowledgements = [
+            await self._producer.send(topic, value, key=key, headers=headers)
+            for topic, key, value, headers in _messages(outgoing)
+        ]
+        await asyncio.gather(*acknowledgements)
+        newest = {result.key: result for _topic, result in outgoing.results}
+        if newest:
+            await asyncio.to_thread(self._store.upsert, list(newest.values()))
+
+
+class PostgresStore:
+    """Results in `metrics.window_result` of the metrics store."""
+
+    def __init__(self, url: str) -> None:
+        from primespark.store import database
+
+        self._engine = database.connect(url, pool_size=1)
+
+    def open(self) -> None:
+        """Migrate, under the advisory lock that all services share."""
+        from primespark.store import database
+
+        database.migrate(self._engine)
+
+    def upsert(self, results: Sequence[WindowResult]) -> None:
+        """One transaction for all."""
+        from primespark.store import windows
+
+        with self._engine.begin() as connection:
+            windows.upsert(connection, [result.to_row() for result in results])
+
+    def close(self) -> None:
+        """Close the pool."""
+        self._engine.dispose()
+
+
+def _messages(outgoing: Outgoing) -> list[Message]:
+    as_json = ("content-type", b"application/json")
+    messages: list[Message] = []
+    for topic, result in outgoing.results:
+        messages.append((topic, result.key.encode(), _json(result.to_message()), [as_json]))
+    for late in outgoing.late:
+        batch = late.batch
+        key = f"{late.rule.rule_id}|{batch.topic}|{batch.partition}|{batch.offset}|{late.index}"
+        messages.append((late.rule.late_topic, key.encode(), _json(batch.rows[late.index]), [as_json]))
+    for letter in outgoing.dead:
+        headers = {
+            "code": letter.code,
+            "reason": letter.reason,
+            "source-topic": letter.topic,
+            "source-partition": str(letter.partition),
+            "source-offset": str(letter.offset),
+            "source-bytes": str(len(letter.value)),
+        }
+        key = f"{letter.topic}|{letter.partition}|{letter.offset}"
+        encoded = [(name, text.encode()) for name, text in headers.items()]
+        messages.append((DEAD_LETTER_TOPIC, key.encode(), letter.value[:_MAX_DEAD_LETTER_BYTES], encoded))
+    return messages
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

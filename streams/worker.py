@@ -1,0 +1,300 @@
+"""The stream worker without Faust: messages in, results and snapshots out, offsets committed last.
+
+One cycle delivers results (topic, then store), then writes the snapshots of changed partitions, then commits their
+offsets. So state may run ahead of commits, never behind; what is read again after a crash is known by the snapshot's
+offset. A change of assignment drops all state in memory and loads it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aiokafka.errors import KafkaError
+
+from primespark.core.clock import wall_clock_ms
+from primespark.core.logging import get_logger
+from primespark.errors import InvalidInputError
+from primespark.windows.engine import Partition, WindowEngine
+from streams.decode import Headers, decode
+from streams.sink import DeadLetter, Outgoing, Sink
+from streams.snapshots import SnapshotStore
+
+SNAPSHOT_INTERVAL_S = 1.0
+_COALESCE_S = 0.05
+_TICK_S = 1.0
+_MAX_WAITING = 20_000
+_RETRY_BASE_S = 0.2
+_RETRY_MAX_S = 5.0
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message as the broker gave it; `generation` is that of the group when it was read."""
+
+    topic: str
+    partition: int
+    offset: int
+    value: bytes | None
+    headers: Headers | None
+    at_ms: int | None
+    generation: int | None
+
+
+class Source(Protocol):
+    """What the worker needs of the consumer group."""
+
+    def generation(self) -> int | None:
+        """The present generation of the group."""
+
+    async def seek(self, topic: str, partition: int, offset: int) -> None:
+        """Read on from `offset`."""
+
+    async def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """Commit next offsets; those of partitions no longer at hand are dropped."""
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Counts since start, and the last snapshot."""
+
+    messages: int = 0
+    rows: int = 0
+    results: int = 0
+    poison: int = 0
+    gaps: int = 0
+    failures: int = 0
+    rebalances: int = 0
+    snapshots: int = 0
+    snapshot_bytes: int = 0
+    snapshot_at: float | None = None
+
+
+class StreamWorker:
+    """Runs an engine between a source, a sink and a snapshot store; all methods on one event loop."""
+
+    def __init__(self, engine: WindowEngine, source: Source, sink: Sink, snapshots: SnapshotStore) -> None:
+        self.engine = engine
+        self.statistics = Statistics()
+        self.failure = ""
+        self._source = source
+        self._sink = sink
+        self._snapshots = snapshots
+        self._outgoing = Outgoing()
+        self._assigned = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._wake = asyncio.Event()
+        self._cycle = asyncio.Lock()
+        self._epoch = 0
+        self._closing = False
+        self._snapshot_due_at = 0.0
+        self._opened = False
+        self._known_gaps: dict[Partition, tuple[int, int | None]] = {}
+
+    @property
+    def not_ready(self) -> dict[str, str]:
+        """What is not ready, and why; empty when messages flow."""
+        causes = {}
+        if not self._assigned.is_set():
+            causes["partitions"] = "not assigned, or their state is not loaded"
+        if not self._opened:
+            causes["store"] = self.failure or "not opened"
+        elif self.failure:
+            causes["delivery"] = self.failure
+        return causes
+
+    async def handle(self, message: Incoming) -> None:
+        """Take in one message, in partition order; waits while too much is undelivered."""
+        await self._assigned.wait()
+        await self._room.wait()
+        if not self._is_current(message) or not await self._is_next(message):
+            return
+        self.statistics.messages += 1
+        try:
+            batch = decode(
+                message.topic, message.partition, message.offset, message.value, message.headers, message.at_ms
+            )
+        except InvalidInputError as error:
+            self._bury(message, error)
+        else:
+            output = self.engine.process(batch, wall_clock_ms())
+            self.statistics.rows += len(batch.rows)
+            self.statistics.results += len(output.results)
+            self._outgoing.extend(output, self.engine.target_of)
+        if len(self._outgoing) > _MAX_WAITING:
+            self._room.clear()
+        self._wake.set()
+
+    async def assigned(self, partitions: Collection[Partition]) -> None:
+        """Load the state of the partitions now at hand; before, nothing of them is taken in."""
+        await self.revoked()
+        self.statistics.rebalances += 1
+        mine = [partition for partition in partitions if partition[0] in self.engine.source_topics]
+        found = await self._snapshots.load(mine)
+        now_ms = wall_clock_ms()
+        for topic, partition in mine:
+            snapshot = found.get((topic, partition))
+            if snapshot is None:
+                self.engine.assign(topic, partition, now_ms)
+            else:
+                self.engine.restore(snapshot, now_ms, restart_idle=True)
+        log.info("partitions_assigned", partitions=len(mine), restored=len(found))
+        self._assigned.set()
+        self._wake.set()
+
+    async def revoked(self) -> None:
+        """Persist what can be persisted at once and forget all partitions."""
+        if self._assigned.is_set():
+            self._assigned.clear()
+            await self._last_cycle()
+        # A cycle of the old assignment that still retries gives up when it sees another epoch.
+        self._epoch += 1
+        self._outgoing = Outgoing()
+        self._room.set()
+        self._known_gaps.clear()
+        for topic, partition in self.engine.partitions:
+            self.engine.revoke(topic, partition)
+
+    async def run(self) -> None:
+        """Deliver and snapshot until cancelled."""
+        await self._retry(self._open)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._run_ticks(), name="ticks")
+            group.create_task(self._run_cycles(), name="cycles")
+
+    async def close(self) -> None:
+        """Stop taking messages, persist what was taken."""
+        self._closing = True
+        await self.revoked()
+
+    def _is_current(self, message: Incoming) -> bool:
+        return (
+            self._assigned.is_set()
+            and not self._closing
+            and message.generation == self._source.generation()
+            and self.engine.holds(message.topic, message.partition)
+        )
+
+    async def _is_next(self, message: Incoming) -> bool:
+        """False if records between the state and this message were never handed over; they are fetched again.
+
+        Around a rebalance a message fetched under the old assignment can arrive first; taking it in would make the
+        records before it look like duplicates. A gap that the log itself has (retention, compaction) is none.
+        """
+        key = (message.topic, message.partition)
+        expected = self.engine.next_offset(*key)
+        if message.offset <= expected:
+            return True
+        if self._known_gaps.get(key, (None, None))[0] != expected:
+            first = await self._snapshots.first_offset_from(*key, expected)
+            if not self._is_current(message):
+                return False
+            self._known_gaps[key] = (expected, first)
+        if self._known_gaps[key][1] == message.offset:
+            return True
+        self.statistics.gaps += 1
+        log.warning("records_skipped_by_source", topic=key[0], partition=key[1], expected=expected, got=message.offset)
+        await self._source.seek(*key, expected)
+        return False
+
+    def _bury(self, message: Incoming, error: InvalidInputError) -> None:
+        if message.offset < self.engine.next_offset(message.topic, message.partition):
+            self.engine.duplicates += 1
+            return
+        self.engine.skip(message.topic, message.partition, message.offset)
+        self.statistics.poison += 1
+        letter = DeadLetter(
+            message.topic, message.partition, message.offset, message.value or b"", error.code, error.message
+        )
+        self._outgoing.dead.append(letter)
+        log.warning(
+            "poison_message",
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            reason=error.message,
+        )
+
+    async def _run_ticks(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            if self._assigned.is_set():
+                output = self.engine.tick(wall_clock_ms())
+                self.statistics.results += len(output.results)
+                self._outgoing.extend(output, self.engine.target_of)
+                if output.results:
+                    self._wake.set()
+            try:
+                await self._snapshots.trim()
+            except KafkaError as error:
+                log.warning("trim_failed", error=str(error))
+
+    async def _run_cycles(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await asyncio.sleep(_COALESCE_S)
+            remaining_s = self._snapshot_due_at - time.monotonic()
+            if remaining_s > 0:
+                asyncio.get_running_loop().call_later(remaining_s, self._wake.set)
+            async with self._cycle:
+                await self._deliver_and_snapshot(with_snapshot=remaining_s <= 0)
+
+    async def _deliver_and_snapshot(self, *, with_snapshot: bool) -> None:
+        # No await between these lines: results and snapshot are of one moment.
+        outgoing, self._outgoing = self._outgoing, Outgoing()
+        changed = self.engine.take_changed() if with_snapshot else []
+        snapshots = [self.engine.snapshot(*partition) for partition in changed]
+        epoch = self._epoch
+        if len(outgoing):
+            await self._retry(lambda: self._sink.deliver(outgoing), epoch)
+        self._room.set()
+        if snapshots:
+            await self._retry(lambda: self._persist(snapshots), epoch)
+            self._snapshot_due_at = time.monotonic() + SNAPSHOT_INTERVAL_S
+
+    async def _persist(self, snapshots: list[dict[str, Any]]) -> None:
+        sizes = [await self._snapshots.write(snapshot) for snapshot in snapshots]
+        self.statistics.snapshots += len(sizes)
+        self.statistics.snapshot_bytes = max(sizes)
+        self.statistics.snapshot_at = time.time()
+        await self._source.commit({(item["topic"], item["partition"]): item["next_offset"] for item in snapshots})
+
+    async def _open(self) -> None:
+        await self._sink.open()
+        self._opened = True
+
+    async def _last_cycle(self) -> None:
+        """One cycle without retries: what fails is read again under the next assignment."""
+        try:
+            async with asyncio.timeout(3.0), self._cycle:
+                if len(self._outgoing):
+                    await self._sink.deliver(self._outgoing)
+                snapshots = [self.engine.snapshot(*partition) for partition in self.engine.take_changed()]
+                if snapshots:
+                    await self._persist(snapshots)
+        except Exception as error:  # noqa: BLE001 (whatever failed, the records are read again)
+            log.warning("last_cycle_failed", error=str(error))
+
+    async def _retry(self, action: Callable[[], Awaitable[None]], epoch: int | None = None) -> None:
+        """Repeat `action` until it succeeds, or the assignment it worked for is gone."""
+        pause_s = _RETRY_BASE_S
+        while epoch is None or epoch == self._epoch:
+            try:
+                await action()
+            except Exception as error:  # noqa: BLE001 (broker, store and driver each have their own tree)
+                self.statistics.failures += 1
+                self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                log.warning("retrying", error=self.failure)
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a secret)
+                pause_s = min(pause_s * 2, _RETRY_MAX_S)
+            else:
+                self.failure = ""
+                return

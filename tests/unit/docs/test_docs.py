@@ -1,0 +1,98 @@
+"""The documentation is true: every code, metric, command and setting is in it, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from primespark.cli.main import app
+from primespark.core.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+PACKAGES = ("primespark", "edge_agent", "streams", "resources", "primespark_assets")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def _calls() -> Iterator[ast.AST]:
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            yield from ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def _error_codes() -> set[str]:
+    codes = set()
+    for node in _calls():
+        if isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant):
+            codes.add(node.value.value)
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error"):
+            for statement in node.body:
+                if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", "") == "code":
+                    codes.add(ast.literal_eval(statement.value))
+    return {code for code in codes if isinstance(code, str)}
+
+
+def _metrics() -> set[str]:
+    names = set()
+    for node in _calls():
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"Counter", "Gauge", "Histogram"} and node.args:
+            first = node.args[0]
+            if isinstance(first, ast.Constant) and str(first.value).startswith("primespark_"):
+                names.add(str(first.value))
+    return names
+
+
+def _commands(group: typer.Typer, prefix: str = "primespark") -> Iterator[str]:
+    for command in group.registered_commands:
+        yield f"{prefix} {command.name or command.callback.__name__}"  # type: ignore[union-attr]
+    for sub in group.registered_groups:
+        assert sub.typer_instance is not None
+        yield from _commands(sub.typer_instance, f"{prefix} {sub.name}")
+
+
+def _settings() -> Iterator[str]:
+    for section, fields in Settings().model_dump(by_alias=True).items():
+        yield from _leaves(fields, section)
+
+
+def _leaves(fields: dict[str, object], prefix: str) -> Iterator[str]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}"
+
+
+def _missing(page: str, names: set[str]) -> set[str]:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return {name for name in names if f"`{name}`" not in text}
+
+
+def test_every_error_code_is_explained() -> None:
+    assert _missing("errors.md", _error_codes()) == set()
+
+
+def test_every_metric_is_explained() -> None:
+    assert _missing("metrics.md", _metrics()) == set()
+
+
+def test_every_setting_is_explained() -> None:
+    assert _missing("settings.md", set(_settings())) == set()
+
+
+def test_every_command_is_explained() -> None:
+    assert _missing("commands.md", set(_commands(app))) == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_architecture_is_short_enough_to_read() -> None:
+    assert len((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines()) <= 150
