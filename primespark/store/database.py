@@ -88,7 +88,7 @@ def migrate(engine: Engine) -> None:
 def alembic_config(connection: Connection) -> Config:
     """Alembic on the packaged history, using an open connection."""
     config = Config()
-    config.set_main_option("script_location", str(files("primespark.store").joinpath("migrations")))
+    config.set_main_option("script_location", str(files("primespark.store").joinpath("migrations")).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
 

@@ -32,9 +32,11 @@ device = Table(
     metadata,
     Column("device_id", Text, primary_key=True),
     Column("key_sha256", Text, unique=True),  # null: forgotten
+    # The token it enrolled with, by which it may ask again when the first answer was lost.
+    Column("token_sha256", Text),
     Column("epoch", BigInteger, nullable=False),
     Column("enrolled_at", _Moment, nullable=False, server_default=func.now()),
-    Column("last_seen_at", _Moment),
+    Column("last_seen_at", _Moment),  # null: not since it enrolled
     Column("capabilities", JSONB, nullable=False),
     Column("versions", JSONB, nullable=False),
     schema="sync",
@@ -49,7 +51,7 @@ enrolment_token = Table(
     schema="sync",
 )
 
-# The answer of each applied batch, so that the same batch sent again gets the same answer.
+# The answers of each device's newest batches, so that the same batch sent again gets the same answer.
 batch = Table(
     "batch",
     metadata,
@@ -174,13 +176,14 @@ sample = Table(
     schema="metrics",
 )
 
-# Hours of a series that have samples no rollup has seen.
+# Hours of a series that have samples no rollup has seen. Marks are only ever added, without a key: a mark that were
+# merged into one a refresh is just taking would be lost with it.
 dirty = Table(
     "dirty",
     metadata,
     Column("series_id", BigInteger, nullable=False),
     Column("bucket", _Moment, nullable=False),
-    PrimaryKeyConstraint("series_id", "bucket"),
+    Index("dirty_bucket", "bucket"),
     schema="metrics",
 )
 

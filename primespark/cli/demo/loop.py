@@ -1,4 +1,4 @@
-"""The closed loop, step by step: each method is one step a person could do by hand, and leaves figures in the report."""
+"""The closed loop, step by step: each method is a step a person could do by hand, and leaves figures behind."""
 
 from __future__ import annotations
 

@@ -101,6 +101,30 @@ def check_rollups(connection: Connection, start: datetime, end: datetime) -> tup
     return len(rows), equal
 
 
+def promoted_version(connection: Connection, labels: int) -> int:
+    """The newest version promoted from a training on so many labels; 0 without one."""
+    version = connection.execute(
+        text(
+            "SELECT (output->>'version')::int FROM control.pipeline_stage WHERE stage = 'deployment'"
+            " AND (output->>'labels')::int = :labels AND (output->>'promoted')::bool ORDER BY finished_at DESC LIMIT 1"
+        ),
+        {"labels": labels},
+    ).scalar()
+    return int(version or 0)
+
+
+def registered_at(connection: Connection, version: int) -> datetime:
+    """When a version was registered."""
+    moment: datetime = connection.execute(
+        text(
+            "SELECT (output->>'registered_at')::timestamptz FROM control.pipeline_stage WHERE stage = 'deployment'"
+            " AND (output->>'version')::int = :version"
+        ),
+        {"version": version},
+    ).scalar_one()
+    return moment
+
+
 def _means_by_window(connection: Connection) -> dict[tuple[str, datetime], tuple[float, int]]:
     rows = connection.execute(
         text(

@@ -67,7 +67,16 @@ async def read_model(request: Request, model: type[Model]) -> Model:
         InvalidInputError: JSON that is not a `model`; `errors` names each field.
     """
     _check_media_type(request)
-    body = await read_body(request)
+    return parse_model(await read_body(request), model)
+
+
+def parse_model(body: bytes, model: type[Model]) -> Model:
+    """JSON bytes as `model`, strictly.
+
+    Raises:
+        MalformedError: Not JSON.
+        InvalidInputError: JSON that is not a `model`; `errors` names each field.
+    """
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

@@ -1,0 +1,157 @@
+"""`/sync/v1`: enrolment, push, pull and blobs, as devices speak it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from sqlalchemy import Connection
+from starlette.responses import FileResponse, Response
+
+from primespark.cloud.metrics import RECORDS
+from primespark.cloud.state import Cloud, cloud_of
+from primespark.core.clock import utc_now
+from primespark.core.encoding import content_digest, decode_body
+from primespark.core.web import Principal, Role, require
+from primespark.core.web.access import allow_anyone
+from primespark.core.web.bodies import parse_model, read_model, read_raw
+from primespark.errors import AuthorizationError, MalformedError, NotFoundError
+from primespark.store import devices, documents, server
+from primespark.store import gate as store_gate
+from primespark.sync.records import (
+    MAX_RECORDS_PER_BATCH,
+    EnrolRequest,
+    EnrolResponse,
+    EpochResponse,
+    Limits,
+    PullResponse,
+    PushRequest,
+    PushResponse,
+    TrustedKey,
+)
+
+MAX_PULL_WAIT_S = 60.0
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+router = APIRouter(prefix="/sync/v1")
+CloudState = Annotated[Cloud, Depends(cloud_of)]
+Device = Annotated[Principal, Depends(require(Role.DEVICE))]
+
+
+# The token in the body is the credential here.
+@router.post("/enroll", dependencies=[Depends(allow_anyone)])
+async def enrol(request: Request, cloud: CloudState) -> EnrolResponse:
+    """Exchange a token for a device's key and its first epoch."""
+    asked = await read_model(request, EnrolRequest)
+
+    def work(connection: Connection) -> tuple[devices.Enrolment, int]:
+        enrolment = devices.enrol(connection, asked.token, asked.device_id, asked.capabilities, asked.versions)
+        return enrolment, server.identity(connection).server_epoch
+
+    enrolment, server_epoch = await cloud.transact(work)
+    public = base64.b64encode(cloud.signing_key.public_bytes).decode()
+    return EnrolResponse(
+        replica_id=asked.device_id,
+        key=enrolment.key,
+        epoch=enrolment.epoch,
+        server_epoch=server_epoch,
+        limits=Limits(max_body_bytes=cloud.settings.cloud.max_body_bytes, max_records=MAX_RECORDS_PER_BATCH),
+        server_time=utc_now(),
+        trust=[TrustedKey(key_id=cloud.signing_key.key_id, ed25519_public=public)],
+    )
+
+
+@router.post("/epoch")
+async def begin_epoch(cloud: CloudState, device: Device) -> EpochResponse:
+    """A new epoch, for a device that lost its database but not its key."""
+
+    def work(connection: Connection) -> tuple[int, int]:
+        return devices.begin_epoch(connection, device.name), server.identity(connection).server_epoch
+
+    epoch, server_epoch = await cloud.transact(work)
+    return EpochResponse(epoch=epoch, server_epoch=server_epoch, server_time=utc_now())
+
+
+@router.post("/push")
+async def push(request: Request, cloud: CloudState, device: Device) -> PushResponse:
+    """Apply one batch in one transaction, once, however often it is sent."""
+    raw = await read_raw(request)
+    payload = decode_body(
+        raw,
+        encoding=request.headers.get("content-encoding"),
+        digest=_required(request, "content-digest"),
+        max_bytes=cloud.settings.cloud.max_body_bytes,
+    )
+    batch = await asyncio.to_thread(parse_model, payload, PushRequest)
+    _check_identity(request, batch, device)
+    received_at = utc_now()
+    answer = await cloud.transact(
+        lambda connection: store_gate.apply_batch(connection, batch, content_digest(raw), received_at)
+    )
+    RECORDS.labels(answer.status).inc(len(batch.records))
+    return answer
+
+
+@router.get("/pull")
+async def pull(
+    cloud: CloudState,
+    device: Device,
+    cursor: Annotated[int, Query(ge=0, lt=2**62)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+    wait: Annotated[float, Query(ge=0, le=MAX_PULL_WAIT_S)] = 0,
+) -> PullResponse:
+    """Changes for the device after `cursor`; without any, wait up to `wait` seconds for some."""
+    deadline = asyncio.get_running_loop().time() + wait
+    while True:
+        # Taken before the read: a commit between read and wait completes it.
+        ticket = cloud.notifier.ticket()
+        read = partial(documents.pull, device_id=device.name, cursor=cursor, limit=limit)
+        page = await cloud.transact(read)
+        remaining_s = deadline - asyncio.get_running_loop().time()
+        if page.changes or remaining_s <= 0:
+            ticket.cancel()
+            return page
+        if not await cloud.notifier.wait_for(ticket, remaining_s):
+            return page
+        cursor = page.next_cursor
+
+
+@router.get("/blobs/{sha256}")
+async def blob(sha256: str, cloud: CloudState, device: Device) -> Response:
+    """A blob that a document in the device's scopes names; `Range` and `If-Range` are honoured."""
+    if not _SHA256.fullmatch(sha256) or not await cloud.transact(
+        lambda connection: documents.names_blob(connection, device.name, sha256)
+    ):
+        raise _no_blob(sha256)
+    path = cloud.blobs.path(sha256)
+    if not await asyncio.to_thread(path.is_file):
+        raise _no_blob(sha256)
+    headers = {"ETag": f'"{sha256}"', "Cache-Control": "private, immutable, max-age=31536000"}
+    return FileResponse(path, media_type="application/octet-stream", headers=headers)
+
+
+def _required(request: Request, header: str) -> str:
+    value = request.headers.get(header)
+    if value is None:
+        raise MalformedError(f"no {header} header", remedy="send the batch as the protocol says", code="no_digest")
+    return value
+
+
+def _check_identity(request: Request, batch: PushRequest, device: Principal) -> None:
+    if batch.replica_id != device.name:
+        raise AuthorizationError(
+            f"the key of {device.name} may not push for {batch.replica_id}",
+            remedy="push under the device's own id",
+            code="wrong_device",
+        )
+    key = f"{batch.replica_id}/{batch.epoch}/{batch.batch_seq}"
+    if request.headers.get("idempotency-key", key) != key:
+        raise MalformedError("Idempotency-Key names another batch", remedy=f"send {key}", code="bad_idempotency_key")
+
+
+def _no_blob(sha256: str) -> NotFoundError:
+    return NotFoundError(f"no blob {sha256[:64]!r} for this device", remedy="read only what a document names")

@@ -1,0 +1,116 @@
+"""`primespark cloud`: the gate, the relay and the API for people in one process, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from sqlalchemy import text
+
+from primespark.cloud import gate, people
+from primespark.cloud.notifier import Notifier
+from primespark.cloud.state import Cloud
+from primespark.core.logging import configure_logging, get_logger
+from primespark.core.manifests import SigningKey
+from primespark.core.paths import home, write_private
+from primespark.core.settings import Settings
+from primespark.core.web import create_app, serve
+from primespark.errors import PrimeSparkError
+from primespark.store import access, database
+from primespark.store.blobs import BlobStore
+
+log = get_logger(__name__)
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal.
+
+    Raises:
+        ConfigurationError: No store is set, or the address is in use.
+        UnavailableError: The store does not answer at start.
+    """
+    configure_logging(settings.global_, "cloud")
+    cloud = build(settings, home())
+    app = build_app(cloud)
+    asyncio.run(serve(app, settings.cloud.host, settings.cloud.port, on_stop=cloud.notifier.close))
+    cloud.engine.dispose()
+
+
+def build(settings: Settings, root: Path) -> Cloud:
+    """The collaborators, with the schema brought up to date and the first admin key made."""
+    engine = database.connect(settings.require_store_url(), settings.cloud.store.pool_size)
+    with database.available():
+        database.migrate(engine)
+        admin_key = _admin_key(root / "cloud" / "admin.key")
+        with engine.begin() as connection:
+            access.ensure_admin_key(connection, admin_key)
+    return Cloud(
+        settings=settings,
+        engine=engine,
+        notifier=Notifier.on(engine),
+        blobs=BlobStore(root / "blobs"),
+        signing_key=SigningKey.load_or_create(root / "cloud" / "signing.key"),
+    )
+
+
+def build_app(cloud: Cloud) -> FastAPI:
+    """The application over its collaborators."""
+    relay = _relay(cloud)
+
+    async def readiness() -> dict[str, str]:
+        missing = {}
+        try:
+            await cloud.transact(lambda connection: connection.execute(text("SELECT 1")).scalar_one())
+        except PrimeSparkError as error:
+            missing["store"] = error.message
+        if relay is not None and relay.failure is not None:
+            missing["relay"] = relay.failure
+        return missing
+
+    async def summary() -> dict[str, Any]:
+        missing = await readiness()
+        return {"status": "degraded" if missing else "healthy", "missing": missing}
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(cloud.notifier.run(), name="notifier")]
+        if relay is not None:
+            tasks.append(asyncio.create_task(relay.run(), name="relay"))
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    app = create_app(
+        title="primespark-cloud",
+        authenticate=cloud.authenticate,
+        routers=[gate.router, people.router],
+        readiness=readiness,
+        summary=summary,
+        max_body_bytes=cloud.settings.cloud.max_body_bytes,
+        open_health=cloud.settings.security.open_health,
+        lifespan=lifespan,
+    )
+    app.state.cloud = cloud
+    return app
+
+
+def _relay(cloud: Cloud) -> Any:
+    if not cloud.settings.features.streams or not cloud.settings.cloud.kafka.bootstrap_servers:
+        log.info("relay_is_off", why="features.streams is off, or cloud.kafka.bootstrap_servers is not set")
+        return None
+    from primespark.cloud.relay import Relay
+
+    return Relay(cloud)
+
+
+def _admin_key(path: Path) -> str:
+    if not path.exists():
+        write_private(path, secrets.token_urlsafe(32).encode())
+        log.info("admin_key_made", file=str(path))
+    return path.read_text(encoding="ascii")

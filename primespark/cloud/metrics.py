@@ -1,0 +1,13 @@
+"""Prometheus metrics of the cloud."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge
+
+RECORDS = Counter("primespark_gate_records_total", "Records received, by what became of their batch.", ["status"])
+PUBLISHED = Counter("primespark_relay_messages_total", "Messages acknowledged by Kafka.", ["topic"])
+RELAY_POSITION = Gauge("primespark_relay_log_seq", "Position in the sync log up to which Kafka has everything.")
+RELAY_FAILURES = Counter("primespark_relay_failures_total", "Times the relay had to begin again.")
+
+for _status in ("applied", "replayed"):
+    RECORDS.labels(_status)

@@ -1,0 +1,234 @@
+"""`/api/v1` for people: devices and their documents, labels, metrics."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import AwareDatetime, Base64Bytes, Field, StringConstraints
+from sqlalchemy import Connection
+from starlette.responses import JSONResponse, Response
+
+from primespark.cloud.state import Cloud, cloud_of
+from primespark.core.clock import to_rfc3339, utc_now
+from primespark.core.web import Principal, Role, read_json, read_model, require
+from primespark.errors import InvalidInputError, NotFoundError, PreconditionError
+from primespark.inference.images import decode_image
+from primespark.store import devices, documents, labels, samples
+from primespark.sync.records import DataClass, Message, Name
+
+router = APIRouter(prefix="/api/v1")
+CloudState = Annotated[Cloud, Depends(cloud_of)]
+Viewer = Depends(require(Role.VIEWER))
+Operator = Annotated[Principal, Depends(require(Role.OPERATOR))]
+Admin = Depends(require(Role.ADMIN))
+_MAX_LABEL_BYTES = 64 * 1024
+_MAX_LABEL_PIXELS = 1_000_000
+
+
+class TokenRequest(Message):
+    """A new enrolment token."""
+
+    uses: Annotated[int, Field(ge=1, le=10_000)] = 1
+    ttl_s: Annotated[int, Field(ge=1, le=30 * 86_400)] = 3600
+
+
+class LabelRequest(Message):
+    """What a person says an image shows."""
+
+    dataset: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    sample: Name
+    label: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    image_png_base64: Annotated[Base64Bytes, Field(max_length=_MAX_LABEL_BYTES, strict=False)]
+
+
+class MetricRequest(Message):
+    """One measurement of a metric."""
+
+    metric_name: Name
+    value: float
+    time: Annotated[AwareDatetime | None, Field(strict=False)] = None
+    device_id: Annotated[str, StringConstraints(max_length=63)] = ""
+    source: Annotated[str, StringConstraints(max_length=63)] = "api"
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class InsertRequest(Message):
+    """Measurements that are stored together or not at all."""
+
+    metrics: Annotated[list[MetricRequest], Field(min_length=1, max_length=5000)]
+
+
+class QueryRequest(Message):
+    """One aggregation over time."""
+
+    metric_name: Name
+    aggregation: Literal["avg", "sum", "min", "max", "count"]
+    time_range: Annotated[tuple[AwareDatetime, AwareDatetime], Field(strict=False)]
+    granularity: Literal["second", "minute", "hour", "day"] = "minute"
+    group_by: list[Literal["device_id"]] = Field(default_factory=list)
+
+
+@router.post("/devices/tokens", dependencies=[Admin])
+async def create_token(request: Request, cloud: CloudState) -> JSONResponse:
+    """An enrolment token, shown this once."""
+    asked = await read_model(request, TokenRequest)
+    lifetime = timedelta(seconds=asked.ttl_s)
+    token = await cloud.transact(lambda connection: devices.create_token(connection, asked.uses, lifetime))
+    return JSONResponse({"token": token, "uses": asked.uses, "expires_at": to_rfc3339(utc_now() + lifetime)}, 201)
+
+
+@router.get("/devices", dependencies=[Viewer])
+async def list_devices(cloud: CloudState) -> dict[str, Any]:
+    """The enrolled devices."""
+    rows = await cloud.transact(devices.list_devices)
+    return {"items": [_device(row) for row in rows], "next_cursor": None}
+
+
+@router.get("/devices/{device_id}", dependencies=[Viewer])
+async def show_device(device_id: str, cloud: CloudState) -> dict[str, Any]:
+    """One device."""
+    return _device(await cloud.transact(lambda connection: devices.find(connection, device_id)))
+
+
+@router.delete("/devices/{device_id}", dependencies=[Admin])
+async def forget_device(device_id: str, cloud: CloudState) -> Response:
+    """Revoke a device's key; its data stay."""
+    await cloud.transact(lambda connection: devices.forget(connection, device_id))
+    return Response(status_code=204)
+
+
+@router.post("/devices/{device_id}/rotate", dependencies=[Admin])
+async def rotate_device(device_id: str, cloud: CloudState) -> dict[str, str]:
+    """A new key for a device; the old one ends at once."""
+    key = await cloud.transact(lambda connection: devices.rotate(connection, device_id))
+    return {"device_id": device_id, "key": key}
+
+
+@router.get("/devices/{device_id}/records/{data_class}/{key}", dependencies=[Viewer])
+async def read_record(device_id: str, data_class: DataClass, key: str, cloud: CloudState) -> Response:
+    """A device's document."""
+    return await _read_document(cloud, device_id, data_class, key)
+
+
+@router.patch("/devices/{device_id}/records/{data_class}/{key}")
+async def patch_record(
+    device_id: str, data_class: DataClass, key: str, request: Request, cloud: CloudState, _: Operator
+) -> Response:
+    """Apply a JSON merge patch to a device's document; `If-Match` is honoured."""
+    patch = await read_json(request)
+    if not isinstance(patch, dict):
+        raise InvalidInputError("a merge patch of a document is a JSON object", remedy="send an object")
+    _check_class(data_class)
+    expected = request.headers.get("if-match")
+
+    def work(connection: Connection) -> None:
+        devices.find(connection, device_id)
+        current = documents.read(connection, device_id, key, for_update=True)
+        if expected is not None and expected != f'"{current.hlc if current else ""}"':
+            raise PreconditionError("the document has changed since it was read", remedy="read it again")
+        documents.write_cloud(connection, device_id, key, patch)
+
+    await cloud.transact(work)
+    return await _read_document(cloud, device_id, data_class, key)
+
+
+@router.post("/labels")
+async def add_label(request: Request, cloud: CloudState, person: Operator) -> JSONResponse:
+    """Say what an image shows; the newest word on a sample stands."""
+    asked = await read_model(request, LabelRequest)
+    decode_image(asked.image_png_base64, _MAX_LABEL_PIXELS)
+    row = labels.Label(
+        sample=asked.sample, label=asked.label, image_png=asked.image_png_base64, source=f"person:{person.name}",
+        labelled_at=utc_now(),
+    )  # fmt: skip
+    await cloud.transact(lambda connection: labels.add(connection, asked.dataset, [row]))
+    return JSONResponse({"dataset": asked.dataset, "sample": asked.sample, "label": asked.label}, 201)
+
+
+@router.get("/labels", dependencies=[Viewer])
+async def list_labels(
+    cloud: CloudState,
+    dataset: Annotated[str, Query(max_length=63)],
+    after: Annotated[str, Query(max_length=128)] = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+) -> dict[str, Any]:
+    """Labels of a dataset in order of sample, without their images."""
+    rows = await cloud.transact(lambda connection: labels.page(connection, dataset, after, limit))
+    items = [
+        {"sample": row.sample, "label": row.label, "source": row.source, "labelled_at": to_rfc3339(row.labelled_at)}
+        for row in rows
+    ]
+    return {"items": items, "next_cursor": rows[-1].sample if len(rows) == limit else None}
+
+
+@router.post("/analytics/insert")
+async def insert_metrics(request: Request, cloud: CloudState, _: Operator) -> dict[str, int]:
+    """Store measurements, all or none; one that is there already counts as a duplicate."""
+    asked = await read_model(request, InsertRequest)
+    now = utc_now()
+    rows = [
+        samples.Sample(
+            metric=item.metric_name, device_id=item.device_id, source=item.source, labels=item.labels,
+            time=item.time or now, seq=0, value=item.value,
+        )
+        for item in asked.metrics
+    ]  # fmt: skip
+    inserted = await cloud.transact(lambda connection: samples.insert(connection, rows))
+    return {"inserted": inserted.inserted, "duplicates": inserted.duplicates}
+
+
+@router.post("/analytics/query", dependencies=[Viewer])
+async def query_metrics(request: Request, cloud: CloudState) -> dict[str, Any]:
+    """Aggregate a metric in buckets of `granularity` over `[start, end)`."""
+    asked = await read_model(request, QueryRequest)
+    start, end = asked.time_range
+    if end <= start:
+        raise InvalidInputError("time_range ends before it begins", remedy="give [start, end)", code="bad_time_range")
+    found = await cloud.transact(
+        lambda connection: samples.query(
+            connection,
+            asked.metric_name,
+            asked.aggregation,
+            start,
+            end,
+            asked.granularity,
+            "device_id" in asked.group_by,
+        )
+    )
+    return {
+        "series": [
+            {"group": series.group, "points": [[to_rfc3339(moment), value] for moment, value in series.points]}
+            for series in found
+        ],
+        "next_cursor": None,
+    }
+
+
+async def _read_document(cloud: Cloud, scope: str, data_class: DataClass, key: str) -> Response:
+    _check_class(data_class)
+    document = await cloud.transact(lambda connection: documents.read(connection, scope, key))
+    if document is None:
+        raise NotFoundError(f"no {data_class} document {key!r} of {scope!r}", remedy="list the devices first")
+    body = {
+        "data_class": data_class, "scope": scope, "key": key, "value": document.value, "vv": document.vv,
+        "hlc": document.hlc, "leaf_hlc": document.leaf_hlc, "deleted": False,
+    }  # fmt: skip
+    return JSONResponse(body, headers={"ETag": f'"{document.hlc}"'})
+
+
+def _check_class(data_class: DataClass) -> None:
+    if data_class is not DataClass.CONFIGURATIONS:
+        raise NotFoundError(f"{data_class} are facts, not documents", remedy="documents are in `configurations`")
+
+
+def _device(row: devices.DeviceRow) -> dict[str, Any]:
+    return {
+        "device_id": row.device_id,
+        "epoch": row.epoch,
+        "enrolled_at": to_rfc3339(row.enrolled_at),
+        "last_seen_at": to_rfc3339(row.last_seen_at) if row.last_seen_at else None,
+        "capabilities": row.capabilities,
+        "versions": row.versions,
+    }

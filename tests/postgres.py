@@ -1,0 +1,121 @@
+"""A real PostgreSQL for tests: one server for the session, a database of its own for each test.
+
+A pytest plugin (see `tests/conftest.py`): name a fixture as an argument, import nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.pool import NullPool
+
+from primespark.embedded.ports import choose_port
+from primespark.embedded.postgres import EmbeddedPostgres
+from primespark.store import database
+
+_START_TIMEOUT_S = 60.0
+_numbers = itertools.count(1)
+
+
+class PostgresServer:
+    """The server, and databases on it that are copies of one migrated template."""
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(url)
+        self._template: str | None = None
+        self._admin = create_engine(
+            self._url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool
+        )
+
+    def create_empty(self) -> str:
+        """The URL of a new database without any schema."""
+        return self._create("template1")
+
+    def create_store(self) -> str:
+        """The URL of a new database with the newest schema."""
+        if self._template is None:
+            url = self.create_empty()
+            engine = database.connect(url, pool_size=1)
+            database.migrate(engine)
+            engine.dispose()
+            self._template = make_url(url).database
+        return self._create(str(self._template))
+
+    def drop(self, url: str) -> None:
+        """Remove a database with whoever is connected to it."""
+        self._execute(f'DROP DATABASE IF EXISTS "{make_url(url).database}" WITH (FORCE)')
+
+    def _create(self, template: str) -> str:
+        name = f"test_{next(_numbers)}"
+        self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        return self._url.set(database=name).render_as_string(hide_password=False)
+
+    def _execute(self, statement: str) -> None:
+        with self._admin.connect() as connection:
+            connection.execute(text(statement))
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[tuple[EmbeddedPostgres, subprocess.Popen[bytes]]]:
+    """A server with its data under `folder`, stopped at the end if it still runs."""
+    sockets = Path(tempfile.mkdtemp(prefix="ps-pg-"))
+    server = EmbeddedPostgres(folder, sockets, choose_port(0, set()))
+    server.initialise()
+    service = server.service()
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(service.command, stdout=log, stderr=log, cwd="/")
+    try:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not asyncio.run(service.is_ready()):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"PostgreSQL did not start: {(folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.02)
+        yield server, process
+    finally:
+        if process.poll() is None:
+            process.send_signal(service.stop_signal)
+        process.wait(30)
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """The session's server."""
+    with running(tmp_path_factory.mktemp("postgres") / "server") as (server, _process):
+        yield PostgresServer(server.url)
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """The URL of a database without any schema."""
+    url = postgres_server.create_empty()
+    yield url
+    postgres_server.drop(url)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """The URL of a store of the test's own, with the newest schema."""
+    url = postgres_server.create_store()
+    yield url
+    postgres_server.drop(url)
+
+
+@pytest.fixture
+def store_engine(postgres_url: str) -> Iterator[Engine]:
+    """An engine on a store of the test's own."""
+    engine = database.connect(postgres_url)
+    yield engine
+    engine.dispose()
