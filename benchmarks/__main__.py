@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,14 @@ from benchmarks.result import Result
 
 # Areas with figures so far; each is a module with `run() -> Iterator[Result]`.
 AREAS = ("edge", "sync")
+_PAGE_HEAD = """\
+# Benchmarks
+
+Written by `python -m benchmarks --write-page`. Each figure stands beside a peer or a physical limit taken in the same
+run: medians of interleaved runs. The ratio is the promise; the absolute figures are those of one machine.
+
+"""
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 
 def main() -> int:
@@ -21,6 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("areas", nargs="*", metavar="AREA", help=f"one of {', '.join(AREAS)}")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--write-page", action="store_true", help=f"write {PAGE.name} from the results of all areas")
     arguments = parser.parse_args()
     unknown = set(arguments.areas) - set(AREAS)
     if unknown:
@@ -33,6 +43,10 @@ def main() -> int:
             sys.stdout.flush()
     if not arguments.json:
         Console().print(_table(results))
+    if arguments.write_page:
+        if arguments.areas:
+            parser.error("--write-page needs all areas")
+        PAGE.write_text(_page(results), encoding="utf-8")
     return 0 if all(result.ok for result in results) else 1
 
 
@@ -57,6 +71,17 @@ def _table(results: list[Result]) -> Table:
             "yes" if result.ok else "NO",
         )
     return table
+
+
+def _page(results: list[Result]) -> str:
+    columns = ("area", "what", "value", "against", "reference", "ratio", "goal", "holds")
+    rows = [columns, ("---",) * len(columns)]
+    for result in results:
+        figures = (f"{result.value:.4g} {result.unit}", result.against, f"{result.reference:.4g} {result.unit}")
+        rows.append(
+            (result.area, result.name, *figures, f"{result.ratio:.3f}", result.goal, "yes" if result.ok else "no")
+        )
+    return _PAGE_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from typing import Any
 
+import psycopg2
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, text
@@ -18,6 +20,12 @@ from primespark.errors import ConfigurationError, UnavailableError
 
 MIGRATION_LOCK = 7_301_001
 _CONNECT_TIMEOUT_S = 5
+_CONNECT_OPTIONS: dict[str, Any] = {
+    "connect_timeout": _CONNECT_TIMEOUT_S,
+    "application_name": "primespark",
+    # Many short queries: just-in-time compilation costs more than it saves.
+    "options": "-c jit=off",
+}
 
 
 def connect(url: str, pool_size: int = 10) -> Engine:
@@ -42,7 +50,7 @@ def connect(url: str, pool_size: int = 10) -> Engine:
         max_overflow=0,
         pool_timeout=_CONNECT_TIMEOUT_S,
         pool_pre_ping=True,
-        connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "primespark", "options": "-c jit=off"},
+        connect_args=_CONNECT_OPTIONS,
     )
 
 
@@ -102,12 +110,11 @@ class Listener:
     """
 
     def __init__(self, engine: Engine, *channels: str) -> None:
-        with available():
-            self._connection = engine.dialect.connect(*engine.dialect.create_connect_args(engine.url)[0], **_dsn(engine))
-        self._connection.autocommit = True
-        with self._connection.cursor() as cursor:
-            for channel in channels:
-                cursor.execute(f'LISTEN "{channel}"')
+        with _driver_errors():
+            self._connection = connect_outside_pool(engine)
+            with self._connection.cursor() as cursor:
+                for channel in channels:
+                    cursor.execute(f'LISTEN "{channel}"')
 
     def wait(self, timeout_s: float) -> bool:
         """Whether something was notified before the time was over.
@@ -115,26 +122,36 @@ class Listener:
         Raises:
             UnavailableError: The connection broke.
         """
-        import psycopg2
-
         deadline = time.monotonic() + timeout_s
-        try:
+        readable = select.poll()
+        with _driver_errors():
+            readable.register(self._connection.fileno(), select.POLLIN)
             while True:
                 self._connection.poll()
                 if self._connection.notifies:
                     self._connection.notifies.clear()
                     return True
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
+                remaining_s = deadline - time.monotonic()
+                if remaining_s <= 0:
                     return False
-                select.select([self._connection], [], [], remaining)
-        except psycopg2.Error as error:
-            raise store_unavailable() from error
+                readable.poll(remaining_s * 1000)
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
 
 
-def _dsn(engine: Engine) -> dict[str, object]:
-    return {"connect_timeout": _CONNECT_TIMEOUT_S, **engine.dialect.create_connect_args(engine.url)[1]}
+def connect_outside_pool(engine: Engine) -> Any:
+    """A psycopg2 connection of its own in autocommit mode, to the engine's database."""
+    arguments, options = engine.dialect.create_connect_args(engine.url)
+    connection = psycopg2.connect(*arguments, **{**_CONNECT_OPTIONS, **options})
+    connection.autocommit = True
+    return connection
+
+
+@contextmanager
+def _driver_errors() -> Iterator[None]:
+    try:
+        yield
+    except psycopg2.Error as error:
+        raise store_unavailable() from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     DateTime,
     Double,
@@ -125,7 +126,6 @@ log = Table(
     Column("time_from", _Moment),
     Column("time_to", _Moment),
     Column("received_at", _Moment, nullable=False, server_default=func.now()),
-    Index("log_document", "scope", "log_seq", postgresql_where=text("kind = 'document'")),
     schema="sync",
 )
 
@@ -141,6 +141,7 @@ document = Table(
     Column("log_seq", BigInteger, nullable=False),
     Column("updated_at", _Moment, nullable=False, server_default=func.now()),
     PrimaryKeyConstraint("data_class", "scope", "key"),
+    Index("document_scope", "scope", "log_seq"),
     schema="sync",
 )
 
@@ -238,7 +239,7 @@ label = Table(
     Column("image_png", LargeBinary, nullable=False),
     Column("source", Text, nullable=False),
     Column("labelled_at", _Moment, nullable=False),
-    Column("received_at", _Moment, nullable=False, server_default=func.now()),
+    Column("received_at", _Moment, nullable=False),
     PrimaryKeyConstraint("dataset", "sample"),
     schema="control",
 )
@@ -257,7 +258,7 @@ pipeline_stage = Table(
 server = Table(
     "server",
     metadata,
-    Column("only_row", Boolean, primary_key=True, server_default=text("true")),
+    Column("only_row", Boolean, CheckConstraint("only_row"), primary_key=True, server_default=text("true")),
     Column("server_epoch", BigInteger, nullable=False),
     # Counter of the cloud's own writes in version vectors.
     Column("document_counter", BigInteger, nullable=False),

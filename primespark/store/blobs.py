@@ -1,0 +1,84 @@
+"""Immutable blobs in a folder, named by their SHA-256."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from primespark.core.identifiers import sha256_hex
+from primespark.core.paths import private_directory
+from primespark.errors import IntegrityError, NotFoundError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class BlobStore:
+    """Blobs under `root`; safe for several processes at once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, data: bytes) -> str:
+        """Store `data` durably; its SHA-256."""
+        sha256 = sha256_hex(data)
+        target = self.path(sha256)
+        if target.is_file() and sha256_hex(target.read_bytes()) == sha256:
+            return sha256
+        private_directory(target.parent)
+        # A name of its own: two writers of the same blob must not write into one file.
+        descriptor, staging = tempfile.mkstemp(dir=target.parent, prefix=".staging-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(staging).replace(target)
+        except BaseException:
+            Path(staging).unlink(missing_ok=True)
+            raise
+        for folder in (target.parent, self._root):
+            _sync_folder(folder)
+        return sha256
+
+    def get(self, sha256: str) -> bytes:
+        """A blob's bytes.
+
+        Raises:
+            NotFoundError: No such blob.
+            IntegrityError: The file does not have the bytes its name promises.
+        """
+        try:
+            data = self.path(sha256).read_bytes()
+        except FileNotFoundError:
+            raise _no_blob(sha256) from None
+        if sha256_hex(data) != sha256:
+            raise IntegrityError(f"blob {sha256} is damaged", remedy="store it again", code="damaged_blob")
+        return data
+
+    def exists(self, sha256: str) -> bool:
+        """Whether there is such a blob."""
+        return self.path(sha256).is_file()
+
+    def path(self, sha256: str) -> Path:
+        """Where a blob lies, or would lie.
+
+        Raises:
+            NotFoundError: Not a SHA-256 in lower-case hexadecimal.
+        """
+        if not _SHA256.fullmatch(sha256):
+            raise _no_blob(sha256)
+        return self._root / sha256[:2] / sha256
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _no_blob(sha256: str) -> NotFoundError:
+    return NotFoundError(f"no blob {sha256[:64]!r}", remedy="name a stored blob by its SHA-256")

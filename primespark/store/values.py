@@ -1,0 +1,74 @@
+"""What PostgreSQL can keep of JSON and text, checked before it is asked to."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from primespark.errors import InvalidInputError
+
+# Between these every time has a form in all clients; a clock that never was set starts at the epoch.
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(9000, 1, 1, tzinfo=UTC)
+# Sums of squared deviations over any number of values stay finite below this.
+LARGEST_NUMBER = 1e140
+
+
+def storable_json(value: Any) -> str:
+    """`value` as JSON text that a `jsonb` column takes.
+
+    Raises:
+        InvalidInputError: Code `unstorable_value`: NaN, infinity, a NUL character, half a surrogate pair, or an endless number.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        text.encode()
+    except (ValueError, RecursionError):
+        raise _unstorable() from None
+    # The escape may also be written out in a string, which is harmless: look closer only then.
+    if "\\u0000" in text and _has_nul(value):
+        raise _unstorable()
+    return text
+
+
+def check_text(*texts: str) -> None:
+    """Refuse what a `text` column cannot keep.
+
+    Raises:
+        InvalidInputError: Code `unstorable_value`.
+    """
+    for text in texts:
+        if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise _unstorable()
+
+
+def clean_text(text: str) -> str:
+    """`text` with what a `text` column cannot keep replaced by question marks."""
+    return text.replace("\x00", "?").encode("utf-8", "replace").decode()
+
+
+def check_time(moment: datetime) -> None:
+    """Refuse times before 1970 and after 9000.
+
+    Raises:
+        InvalidInputError: Code `bad_time`.
+    """
+    if not EARLIEST <= moment < LATEST:
+        raise InvalidInputError("a time before 1970 or after 9000", remedy="set the clock", code="bad_time")
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\x00" in value
+    if isinstance(value, dict):
+        return any(_has_nul(key) or _has_nul(child) for key, child in value.items())
+    return isinstance(value, list) and any(_has_nul(child) for child in value)
+
+
+def _unstorable() -> InvalidInputError:
+    return InvalidInputError(
+        "a value that JSON in the store cannot hold: NaN, infinity, NUL or half a surrogate pair",
+        remedy="send finite numbers and valid Unicode",
+        code="unstorable_value",
+    )
