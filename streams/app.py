@@ -6,6 +6,7 @@ commit offsets of records that nobody counted. The worker commits by itself, aft
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,7 @@ def build_app(settings: Settings) -> Any:
         broker=[f"kafka://{server.strip()}" for server in servers],
         datadir=str(private_directory(home() / "streams" / worker_id)),
         store="memory://",
+        TableManager=_no_tables(),
         web_enabled=False,
         topic_allow_declare=False,
         topic_disable_leader=True,
@@ -60,6 +62,21 @@ def build_app(settings: Settings) -> Any:
         broker_max_poll_records=500,
         stream_wait_empty=False,
     )
+
+
+def _no_tables() -> Any:
+    from faust.tables import TableManager
+
+    class NoTables(TableManager):  # type: ignore[misc]
+        """Has no tables, so it does not wait a second for them to be declared."""
+
+        logger = logging.getLogger("faust.tables")
+
+        async def on_start(self) -> None:
+            await self._update_channels()
+            await self.recovery.start()
+
+    return NoTables
 
 
 def attach(app: Any, worker: StreamWorker) -> None:

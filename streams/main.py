@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from primespark.core.logging import get_logger
+from primespark.core.logging import configure_logging, get_logger
 from primespark.core.settings import Settings
 from primespark.errors import ConfigurationError, UnavailableError
 from primespark.windows.engine import WindowEngine
@@ -30,6 +31,9 @@ def run(settings: Settings) -> None:
     """
     from streams.app import import_faust
 
+    configure_logging(settings.global_, "streams")
+    for noisy in ("faust", "mode"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     import_faust()
     if not settings.features.streams:
         raise ConfigurationError("features.streams is off", remedy="set features.streams to true")

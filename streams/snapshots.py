@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,6 +30,8 @@ else:
 
 MAX_SNAPSHOT_BYTES = 1_000_000
 _READ_TIMEOUT_MS = 500
+# A partition read to its end holds the broker's answer back this long, and with it all others.
+_FETCH_WAIT_MS = 20
 _TRIM_INTERVAL_S = 60.0
 
 log = get_logger(__name__)
@@ -71,12 +73,12 @@ class SnapshotStore:
         """
         if not partitions:
             return {}
-        async with self._consumer({partition for _, partition in partitions}) as consumer:
-            last = await _read_last_of_each_key(consumer)
+        async with self._consumer() as consumer:
+            last = await _scan(consumer, {partition for _, partition in partitions})
             ends = await consumer.end_offsets([TopicPartition(*partition) for partition in partitions])
         found = {}
         for topic, partition in partitions:
-            value = last.get(f"{topic}|{partition}".encode())
+            _tp, _offset, value = last.get(f"{topic}|{partition}".encode(), (None, None, None))
             if value is None:
                 continue
             snapshot: dict[str, Any] = json.loads(zstd.decompress(value))
@@ -90,7 +92,7 @@ class SnapshotStore:
     async def first_offset_from(self, topic: str, partition: int, offset: int) -> int | None:
         """The offset of the first record at or after `offset`; None if there is none."""
         tp = TopicPartition(topic, partition)
-        async with self._consumer(()) as consumer:
+        async with self._consumer() as consumer:
             consumer.assign([tp])
             start = (await consumer.beginning_offsets([tp]))[tp]
             end = (await consumer.end_offsets([tp]))[tp]
@@ -110,46 +112,48 @@ class SnapshotStore:
         await admin.start()
         try:
             # All snapshots of a partition before the oldest one that still counts.
-            async with self._consumer(set(self._written)) as consumer:
-                oldest = await _oldest_live_offsets(consumer)
+            async with self._consumer() as consumer:
+                oldest = await _oldest_live_offsets(consumer, self._written)
             await admin.delete_records({tp: RecordsToDelete(before_offset=offset) for tp, offset in oldest.items()})
         finally:
             await admin.close()
 
     @asynccontextmanager
-    async def _consumer(self, partitions: Collection[int]) -> AsyncIterator[AIOKafkaConsumer]:
+    async def _consumer(self) -> AsyncIterator[AIOKafkaConsumer]:
         consumer = AIOKafkaConsumer(
             bootstrap_servers=require_bootstrap_servers(self._kafka),
             client_id="primespark-streams-snapshots",
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
         )
         await consumer.start()
         try:
-            if partitions:
-                consumer.assign([TopicPartition(SNAPSHOT_TOPIC, partition) for partition in partitions])
             yield consumer
         finally:
             await consumer.stop()
 
 
-async def _read_last_of_each_key(consumer: AIOKafkaConsumer) -> dict[bytes, bytes]:
-    return {key: value for key, (_tp, _offset, value) in (await _scan(consumer)).items() if value is not None}
-
-
-async def _oldest_live_offsets(consumer: AIOKafkaConsumer) -> dict[TopicPartition, int]:
+async def _oldest_live_offsets(consumer: AIOKafkaConsumer, partitions: Iterable[int]) -> dict[TopicPartition, int]:
     oldest: dict[TopicPartition, int] = {}
-    for tp, offset, _value in (await _scan(consumer)).values():
+    for tp, offset, _value in (await _scan(consumer, partitions)).values():
         oldest[tp] = min(offset, oldest.get(tp, offset))
     return oldest
 
 
-async def _scan(consumer: AIOKafkaConsumer) -> dict[bytes, tuple[TopicPartition, int, bytes | None]]:
-    partitions = list(consumer.assignment())
-    ends = await consumer.end_offsets(partitions)
-    await consumer.seek_to_beginning(*partitions)
+async def _scan(
+    consumer: AIOKafkaConsumer, partitions: Iterable[int]
+) -> dict[bytes, tuple[TopicPartition, int, bytes | None]]:
+    """The last record of each key of the snapshot topic: where it is, and its value."""
+    asked = [TopicPartition(SNAPSHOT_TOPIC, partition) for partition in partitions]
+    starts = await consumer.beginning_offsets(asked)
+    ends = await consumer.end_offsets(asked)
     last: dict[bytes, tuple[TopicPartition, int, bytes | None]] = {}
-    remaining = set(partitions)
+    # An empty partition would let the broker hold the answer back for all others.
+    remaining = {tp for tp in asked if starts[tp] < ends[tp]}
+    consumer.assign(remaining)
+    for tp in remaining:
+        consumer.seek(tp, starts[tp])
     while remaining := {tp for tp in remaining if await consumer.position(tp) < ends[tp]}:
         for tp, records in (await consumer.getmany(*remaining, timeout_ms=_READ_TIMEOUT_MS)).items():
             last.update({record.key: (tp, record.offset, record.value) for record in records})

@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from primespark.embedded.ports import choose_port
 from primespark.embedded.postgres import EmbeddedPostgres
+from primespark.embedded.supervisor import Service
 from primespark.store import database
 
 _START_TIMEOUT_S = 60.0
@@ -66,18 +67,27 @@ class PostgresServer:
             connection.execute(text(statement))
 
 
+async def _is_ready(service: Service) -> bool:
+    return await service.is_ready()
+
+
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[tuple[EmbeddedPostgres, subprocess.Popen[bytes]]]:
-    """A server with its data under `folder`, stopped at the end if it still runs."""
+def running(folder: Path, *options: str) -> Iterator[tuple[EmbeddedPostgres, subprocess.Popen[bytes]]]:
+    """A server with its data under `folder`, stopped at the end if it still runs.
+
+    Args:
+        folder: Holds its data, password and log.
+        options: Further options of the `postgres` program.
+    """
     sockets = Path(tempfile.mkdtemp(prefix="ps-pg-"))
     server = EmbeddedPostgres(folder, sockets, choose_port(0, set()))
     server.initialise()
     service = server.service()
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(service.command, stdout=log, stderr=log, cwd="/")
+        process = subprocess.Popen([*service.command, *options], stdout=log, stderr=log, cwd="/")
     try:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while not asyncio.run(service.is_ready()):
+        while not asyncio.run(_is_ready(service)):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"PostgreSQL did not start: {(folder / 'log').read_text()[-2000:]}")
             time.sleep(0.02)
@@ -92,7 +102,9 @@ def running(folder: Path) -> Iterator[tuple[EmbeddedPostgres, subprocess.Popen[b
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """The session's server."""
-    with running(tmp_path_factory.mktemp("postgres") / "server") as (server, _process):
+    # The machine's crash is no test here, and making a database waits for the disk many times.
+    options = ("-c", "fsync=off")
+    with running(tmp_path_factory.mktemp("postgres") / "server", *options) as (server, _process):
         yield PostgresServer(server.url)
 
 

@@ -253,23 +253,34 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
         raise _explain(error, file) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """One YAML mapping; aliases (billion laughs) and repeated keys are refused.
+def read_yaml_document(path: Path, remedy: str) -> Any:
+    """Any one YAML document; aliases (billion laughs) and repeated keys are refused.
+
+    Args:
+        path: The file.
+        remedy: What to tell who gave a file that does not exist.
 
     Raises:
         ConfigurationError: Missing, unreadable or malformed file.
     """
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
-        raise ConfigurationError(
-            f"cannot read {path}: {error.strerror}", remedy="give an existing YAML file with --config"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}", remedy=remedy) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        problem = getattr(error, "problem", None) or "not UTF-8"
+        problem = getattr(error, "problem", None) or "not readable as UTF-8 YAML"
         raise ConfigurationError(f"{path}{line}: {problem}", remedy="correct the YAML") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One YAML mapping, read as `read_yaml_document` does; an empty file is an empty mapping.
+
+    Raises:
+        ConfigurationError: Missing, unreadable or malformed file.
+    """
+    document = read_yaml_document(path, "give an existing YAML file with --config")
     if document is None:
         return {}
     if not isinstance(document, dict):

@@ -38,7 +38,7 @@ class BlobStore:
         except BaseException:
             Path(staging).unlink(missing_ok=True)
             raise
-        for folder in (target.parent, self._root):
+        for folder in (target.parent, self._root, self._root.parent):
             _sync_folder(folder)
         return sha256
 

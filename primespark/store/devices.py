@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from primespark.core.clock import utc_now
 from primespark.core.identifiers import sha256_hex
@@ -78,11 +79,7 @@ def enrol(
         if uses_left < 1:
             raise _bad_token()
         if known is not None and known.key_sha256 is not None:
-            raise ConflictError(
-                f"a device {device_id!r} is enrolled already",
-                remedy=f"choose another id, or `primespark device forget {device_id}` first",
-                code="device_exists",
-            )
+            raise _device_exists(device_id)
         connection.execute(
             update(enrolment_token)
             .where(enrolment_token.c.token_sha256 == token_sha256)
@@ -197,7 +194,11 @@ def _write_enrolment(
         "enrolled_at": func.now(), "last_seen_at": None, "capabilities": capabilities, "versions": versions,
     }  # fmt: skip
     if known is None:
-        connection.execute(insert(device).values(device_id=device_id, **fields))
+        made = connection.execute(
+            insert(device).values(device_id=device_id, **fields).on_conflict_do_nothing().returning(device.c.epoch)
+        )
+        if made.scalar() is None:  # another token enrolled it this very moment
+            raise _device_exists(device_id)
     else:
         connection.execute(update(device).where(device.c.device_id == device_id).values(**fields))
     return Enrolment(key, epoch)
@@ -207,6 +208,14 @@ def _device_row(row: Row[Any]) -> DeviceRow:
     return DeviceRow(
         row.device_id, row.epoch, row.enrolled_at, row.last_seen_at, row.capabilities, row.versions
     )  # fmt: skip
+
+
+def _device_exists(device_id: str) -> ConflictError:
+    return ConflictError(
+        f"a device {device_id!r} is enrolled already",
+        remedy=f"choose another id, or `primespark device forget {device_id}` first",
+        code="device_exists",
+    )
 
 
 def _bad_token() -> AuthenticationError:

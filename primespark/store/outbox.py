@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import select
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
 import psycopg2
-from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy import Connection, Engine, func, text
+from sqlalchemy import select as query
 from sqlalchemy.dialects.postgresql import insert
 
 from primespark.errors import UnavailableError
 from primespark.store.database import connect_outside_pool, store_unavailable
 from primespark.store.schema import log, relay
+from primespark.store.values import EARLIEST
 
 RELAY = "kafka"
 # A batch of the log has at most 5000 facts; a read stops after the batch that fills this.
@@ -38,7 +42,7 @@ class OutboxBatch:
 
 def position(connection: Connection) -> int:
     """The `log_seq` up to which everything is published."""
-    return connection.execute(select(relay.c.log_seq).where(relay.c.name == RELAY)).scalar() or 0
+    return connection.execute(query(relay.c.log_seq).where(relay.c.name == RELAY)).scalar() or 0
 
 
 def advance(connection: Connection, log_seq: int) -> None:
@@ -51,7 +55,7 @@ def advance(connection: Connection, log_seq: int) -> None:
 def read(connection: Connection, after: int, limit: int) -> list[OutboxBatch]:
     """Up to `limit` batches after `after` in commit order, fewer when they hold many facts."""
     entries = connection.execute(
-        select(log.c.log_seq, log.c.data_class, log.c.device_id, log.c.scope, log.c.rows)
+        query(log.c.log_seq, log.c.data_class, log.c.device_id, log.c.scope, log.c.rows)
         .where(log.c.log_seq > after)
         .order_by(log.c.log_seq)
         .limit(limit)
@@ -66,7 +70,7 @@ def read(connection: Connection, after: int, limit: int) -> list[OutboxBatch]:
     for fact in connection.execute(_FACTS, {"numbers": list(batches)}):
         identity = {
             "device_id": fact.device_id, "epoch": fact.epoch, "stream": fact.stream, "seq": fact.seq,
-            "ts": int(fact.time.timestamp() * 1000),
+            "ts": (fact.time - EARLIEST) // timedelta(milliseconds=1),
         }  # fmt: skip
         # Whatever fields a fact has, they never speak for its identity.
         batches[fact.log_seq].rows.append({**identity, **fact.value, **identity})
@@ -83,8 +87,12 @@ class Lease:
         """Whether the session that holds it is alive; looks at the socket and waits for nothing."""
         if self._connection.closed:
             return False
+        arrived = select.poll()
         try:
-            self._connection.poll()
+            arrived.register(self._connection.fileno(), select.POLLIN)
+            # The end of a session is a message, and then the end of the stream: only the second one is an error.
+            while arrived.poll(0):
+                self._connection.poll()
         except psycopg2.Error:
             return False
         return not self._connection.closed
@@ -113,5 +121,7 @@ def acquire_lease(engine: Engine) -> Lease:
         raise store_unavailable() from error
     if not is_ours:
         connection.close()
-        raise UnavailableError("another relay has the lease", remedy="none needed: it is tried again", code="lease_taken")
+        raise UnavailableError(
+            "another relay has the lease", remedy="none needed: it is tried again", code="lease_taken"
+        )
     return Lease(connection)

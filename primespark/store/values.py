@@ -19,7 +19,7 @@ def storable_json(value: Any) -> str:
     """`value` as JSON text that a `jsonb` column takes.
 
     Raises:
-        InvalidInputError: Code `unstorable_value`: NaN, infinity, a NUL character, half a surrogate pair, or an endless number.
+        InvalidInputError: Code `unstorable_value`: NaN, infinity, NUL, half a surrogate pair, or an endless number.
     """
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

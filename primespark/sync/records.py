@@ -43,7 +43,7 @@ _Time = Annotated[AwareDatetime, Field(strict=False)]
 class Fact(Message):
     """Something that happened; identity `(device_id, epoch, stream, seq)`."""
 
-    data_class: Annotated[FactClass, Field(strict=False)]
+    data_class: FactClass
     op: Literal["append"] = "append"
     stream: Name
     seq: Counter
@@ -72,7 +72,7 @@ class Lost(Message):
 class DocumentChange(Message):
     """The whole state of one document at its writer; versions decide what of it stands."""
 
-    data_class: Annotated[DocumentClass, Field(strict=False)]
+    data_class: DocumentClass
     scope: Name
     key: Name
     op: Literal["put", "del"] = "put"

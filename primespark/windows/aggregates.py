@@ -164,7 +164,8 @@ class Aggregate:
         if self.count <= ddof:
             return None
         variance = self.m2 / (self.count - ddof)
-        # Overflow makes M2 a NaN, of which math.sqrt makes another; both are reported as None.
+        if not math.isfinite(variance):
+            return None
         return math.sqrt(variance) if function is AggregationFunction.STDDEV else variance
 
 

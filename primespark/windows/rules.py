@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-# The one loader that refuses aliases and repeated keys; its public door accepts mappings only.
-from primespark.core.settings import _StrictLoader
+from primespark.core.settings import read_yaml_document
 from primespark.errors import ConfigurationError
 from primespark.windows.aggregates import AggregationFunction
 
@@ -132,17 +130,7 @@ def load_rules(path: Path) -> list[AggregationRule]:
     Raises:
         ConfigurationError: Unreadable file, not a list, or a rule that cannot work; names each place.
     """
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot read {path}: {error.strerror}", remedy="correct cloud.streams.rules_file"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not readable as UTF-8 YAML"
-        raise ConfigurationError(f"{path}{where}: {problem}", remedy="correct the rules file") from None
+    document = read_yaml_document(path, "correct cloud.streams.rules_file")
     return parse_rules(document, str(path))
 
 

@@ -178,8 +178,11 @@ class TumblingRule:
     def _fire_partitions(self) -> Iterator[WindowResult]:
         for partition, groups in self._partitions.items():
             self.changed.add(partition)
-            for group, windows in groups.items():
+            for group, windows in list(groups.items()):
                 yield from self._fire(partition, group, windows)
+                if not windows.by_start:
+                    # The watermark is the partition's; by key it would have to be remembered.
+                    del groups[group]
 
     def _fire(self, partition: int, group: _Group, windows: _Windows) -> Iterator[WindowResult]:
         watermark = self._watermark(partition, windows)

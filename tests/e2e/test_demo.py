@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.processes import processes_of
+
 KEYS = {
     "frames", "p50_ms", "queued_offline", "delivered", "duplicates", "lost", "windows", "windows_checked",
     "windows_equal", "rollup_rows", "dagster_runs", "materializations", "model", "redeploy_s", "first_result_s",
@@ -53,13 +55,4 @@ def test_every_check_of_the_demo_holds(outcome: Outcome) -> None:
 
 
 def test_the_demo_leaves_no_process_behind(outcome: Outcome) -> None:
-    mark = f"PRIMESPARK_HOME={outcome.home}".encode()
-    processes = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    assert [process.name for process in processes if mark in _environment(process)] == []
-
-
-def _environment(process: Path) -> bytes:
-    try:
-        return (process / "environ").read_bytes()
-    except OSError:
-        return b""
+    assert processes_of(outcome.home) == []

@@ -1,4 +1,4 @@
-"""Devices and the gate are killed while they work; the store then holds exactly what the devices have acknowledged."""
+"""Device, gate and database are killed while they work; the store then holds exactly what was acknowledged."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_the_store_holds_exactly_what_was_acknowledged(stack: Stack) -> No
     ]
     seen: dict[tuple[str, str], int] = {}
     for _ in range(KILLS):
-        for victim in (clients[0].device_id, "cloud"):
+        for victim in (clients[0].device_id, "cloud", "postgres"):
             await asyncio.sleep(chance.uniform(0.3, 1.5))
             await _remember_acknowledged(clients, seen)
             await _kill(stack, victim)

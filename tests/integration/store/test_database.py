@@ -70,7 +70,8 @@ def test_a_listener_says_that_its_connection_broke(store_engine: Engine) -> None
     with store_engine.begin() as connection:
         connection.execute(
             text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()"
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE query LIKE 'LISTEN%' AND datname = current_database()"
             )
         )
     with pytest.raises(UnavailableError) as caught:

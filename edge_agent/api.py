@@ -1,0 +1,144 @@
+"""The device's HTTP API for people and programs beside it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import Field, StringConstraints
+
+from edge_agent.documents import Documents
+from edge_agent.inference_service import InferenceService
+from edge_agent.queue import OfflineQueue
+from edge_agent.sync_engine import Phase, SyncEngine, SyncState
+from primespark.core.clock import to_rfc3339
+from primespark.core.web import Principal, Role, read_body, read_model, require
+from primespark.errors import ConflictError, MalformedError, UnsupportedMediaError
+from primespark.inference.images import MEDIA_TYPES, decode_image
+from primespark.sync.records import Message
+
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+MODEL_TYPES = "object_detection or classification"
+
+router = APIRouter(prefix="/api/v1")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What the routes stand on."""
+
+    device_id: str
+    service: InferenceService
+    queue: OfflineQueue
+    documents: Documents
+    engine: SyncEngine | None
+
+
+def device_of(request: Request) -> Device:
+    """The application's device, for use with `Depends`."""
+    device: Device = request.app.state.device
+    return device
+
+
+Here = Annotated[Device, Depends(device_of)]
+Viewer = Depends(require(Role.VIEWER))
+Operator = Annotated[Principal, Depends(require(Role.OPERATOR))]
+
+
+class InferenceRequest(Message):
+    """An inference asked for in JSON."""
+
+    image: Annotated[str, Field(min_length=1)]
+    model: _Text | None = None
+    model_type: _Text | None = None
+    request_id: _Text | None = None
+
+
+@router.post("/inference")
+async def infer(
+    request: Request,
+    here: Here,
+    _: Operator,
+    model: Annotated[str | None, Query(min_length=1, max_length=128)] = None,
+    model_type: Annotated[str | None, Query(min_length=1, max_length=128)] = None,
+    request_id: Annotated[str | None, Query(min_length=1, max_length=128)] = None,
+) -> dict[str, Any]:
+    """Predictions for an image: the file itself, or JSON with it in base64."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type in MEDIA_TYPES:
+        image = await read_body(request)
+    elif media_type == "application/json":
+        asked = await read_model(request, InferenceRequest)
+        image = _decode_base64(asked.image)
+        model, model_type = asked.model or model, asked.model_type or model_type
+        request_id = asked.request_id or request_id
+    else:
+        raise UnsupportedMediaError(
+            f"Content-Type {media_type[:60]!r}", remedy=f"send {', '.join(MEDIA_TYPES)} or application/json"
+        )
+    decode = partial(decode_image, image, here.service.settings.max_image_pixels)
+    found = await here.service.answer(decode, model, model_type)
+    return {"request_id": request_id or uuid.uuid4().hex, **asdict(found), "cached": False}
+
+
+@router.get("/inference/stats", dependencies=[Viewer])
+async def inference_stats(here: Here) -> dict[str, Any]:
+    """Frames and requests since the start, latencies, models in service."""
+    return here.service.stats()
+
+
+@router.get("/offline/status", dependencies=[Viewer])
+async def offline_status(here: Here) -> dict[str, Any]:
+    """What waits for the cloud."""
+    status = await here.queue.status()
+    return {"online": here.engine is not None and here.engine.state.phase is Phase.ONLINE, **asdict(status)}
+
+
+@router.get("/offline/queue", dependencies=[Viewer])
+async def offline_queue(
+    here: Here,
+    cursor: Annotated[int, Query(ge=0, lt=2**62)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> dict[str, Any]:
+    """Operations that wait, oldest first."""
+    items = await here.queue.waiting(cursor, limit)
+    return {"items": [asdict(item) for item in items], "next_cursor": items[-1].id if len(items) == limit else None}
+
+
+@router.get("/sync/status", dependencies=[Viewer])
+async def sync_status(here: Here) -> dict[str, Any]:
+    """Both directions."""
+    state = here.engine.state if here.engine is not None else SyncState(Phase.ALONE)
+    status = await here.queue.status()
+    return {
+        "phase": state.phase, "online": state.phase is Phase.ONLINE, "code": state.code or None,
+        "cause": state.cause or None, "remedy": state.remedy or None, "epoch": status.epoch,
+        "push": {"pending": status.pending, "records": state.pushed_records, "last_at": _when(state.last_push_at)},
+        "pull": {"cursor": await here.documents.cursor(), "last_at": _when(state.last_pull_at)},
+        "last_contact_at": _when(state.last_contact_at),
+    }  # fmt: skip
+
+
+@router.post("/sync/run", status_code=202)
+async def synchronise(here: Here, _: Operator) -> dict[str, Any]:
+    """Push and pull now; how it went is in `/api/v1/sync/status`."""
+    if here.engine is None:
+        raise ConflictError("this device has no cloud", remedy="set network.cloud_url", code="no_cloud")
+    here.engine.synchronise_now()
+    return {"started": True}
+
+
+def _decode_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise MalformedError("`image` is not base64", remedy="encode the file's bytes", code="bad_base64") from None
+
+
+_when: Callable[[Any], str | None] = lambda moment: to_rfc3339(moment) if moment else None  # noqa: E731

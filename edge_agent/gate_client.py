@@ -1,0 +1,188 @@
+"""The cloud's gate over HTTP: what it answers, or an error of our tree that says whether to try again."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import httpx2
+from prometheus_client import Counter
+from pydantic import BaseModel, ValidationError
+
+from edge_agent.outgoing import Batch
+from primespark.core.identifiers import sha256_hex
+from primespark.core.settings import NetworkSettings
+from primespark.errors import (
+    AuthenticationError,
+    AuthorizationError,
+    ConfigurationError,
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    PermanentError,
+    PrimeSparkError,
+    TooLargeError,
+    TransientError,
+    UnavailableError,
+)
+from primespark.sync.records import EnrolRequest, EnrolResponse, EpochResponse, PullResponse, PushResponse
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_BLOB_BYTES = 256 * 1024 * 1024
+_JSON = {"Content-Type": "application/json"}
+_ERRORS: dict[int, type[PrimeSparkError]] = {
+    400: InvalidInputError,
+    401: AuthenticationError,
+    403: AuthorizationError,
+    404: NotFoundError,
+    409: ConflictError,
+    410: PermanentError,
+    413: TooLargeError,
+    415: InvalidInputError,
+    422: InvalidInputError,
+}
+
+SENT = Counter("primespark_sync_bytes_total", "Bytes of bodies exchanged with the cloud.", ["direction"])
+for _direction in ("push", "pull", "blob"):
+    SENT.labels(_direction)
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class GateClient:
+    """Requests of one device.
+
+    Args:
+        url: Of the cloud.
+        network: Timeouts.
+    """
+
+    def __init__(self, url: str, network: NetworkSettings) -> None:
+        self._timeout_s = network.request_timeout_s
+        self._connect_timeout_s = network.connect_timeout_s
+        try:
+            self._client = httpx2.AsyncClient(base_url=url, timeout=self._timeout(0), follow_redirects=False)
+        except httpx2.InvalidURL as error:
+            raise ConfigurationError(f"network.cloud_url: {error}", remedy="give an http or https URL") from None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    def use_key(self, key: str) -> None:
+        """Send `key` from now on."""
+        self._client.headers["Authorization"] = f"Bearer {key}"
+
+    async def enrol(self, token: str, device_id: str) -> EnrolResponse:
+        """Exchange a token for a key."""
+        request = EnrolRequest(
+            token=token,
+            device_id=device_id,
+            capabilities={"engines": ["onnx"], "architecture": platform.machine()},
+            versions={"primespark": version("primespark"), "python": platform.python_version()},
+        )
+        body = request.model_dump_json().encode()
+        return _parse(await self._send("POST", "/sync/v1/enroll", content=body, headers=_JSON), EnrolResponse)
+
+    async def begin_epoch(self) -> EpochResponse:
+        """A new epoch for this device."""
+        return _parse(await self._send("POST", "/sync/v1/epoch"), EpochResponse)
+
+    async def push(self, batch: Batch) -> PushResponse:
+        """Send a batch."""
+        SENT.labels("push").inc(len(batch.body))
+        headers = {**_JSON, **batch.headers}
+        return _parse(await self._send("POST", "/sync/v1/push", content=batch.body, headers=headers), PushResponse)
+
+    async def pull(self, cursor: int, limit: int, wait_s: float) -> PullResponse:
+        """Changes after `cursor`; waits up to `wait_s` for some."""
+        parameters = {"cursor": cursor, "limit": limit, "wait": wait_s}
+        answer = await self._send("GET", "/sync/v1/pull", params=parameters, timeout=self._timeout(wait_s))
+        SENT.labels("pull").inc(len(answer.content))
+        return _parse(answer, PullResponse)
+
+    async def blob(self, sha256: str) -> bytes:
+        """The bytes with that digest.
+
+        Raises:
+            IntegrityError: What came has another.
+        """
+        answer = await self._send("GET", f"/sync/v1/blobs/{sha256}", max_bytes=MAX_BLOB_BYTES)
+        SENT.labels("blob").inc(len(answer.content))
+        if sha256_hex(answer.content) != sha256:
+            raise IntegrityError(f"blob {sha256[:16]} came with another digest", code="digest_mismatch")
+        return answer.content
+
+    async def _send(
+        self, method: str, path: str, *, max_bytes: int = MAX_ANSWER_BYTES, timeout: Any = None, **parts: Any
+    ) -> _Answer:
+        request = self._client.build_request(method, path, timeout=timeout or self._timeout(0), **parts)
+        try:
+            reply = await self._client.send(request, stream=True)
+            try:
+                answer = _Answer(reply.status_code, reply.headers, await _read_bounded(reply, max_bytes))
+            finally:
+                await reply.aclose()
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            raise UnavailableError(
+                f"no answer from the cloud: {type(error).__name__}: {error}"[:200], remedy="check the link"
+            ) from None
+        if reply.is_success:
+            return answer
+        raise _explain(answer)
+
+    def _timeout(self, wait_s: float) -> httpx2.Timeout:
+        return httpx2.Timeout(self._timeout_s + wait_s, connect=self._connect_timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: httpx2.Headers
+    content: bytes
+
+
+async def _read_bounded(reply: httpx2.Response, max_bytes: int) -> bytes:
+    chunks, size = [], 0
+    async for chunk in reply.aiter_bytes():
+        size += len(chunk)
+        if size > max_bytes:
+            raise UnavailableError(f"an answer of more than {max_bytes} bytes", remedy="check what answers there")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _parse(answer: _Answer, model: type[Answer]) -> Answer:
+    try:
+        return model.model_validate_json(answer.content)
+    except ValidationError:
+        raise _stranger(answer) from None
+
+
+def _explain(answer: _Answer) -> PrimeSparkError:
+    """The gate's problem as one of our errors; what is no problem of ours comes from something in between."""
+    try:
+        problem = json.loads(answer.content)
+        code, detail, remedy = str(problem["code"]), str(problem["detail"]), str(problem.get("remedy", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return _stranger(answer)
+    kind = _ERRORS.get(answer.status, TransientError)
+    return kind(detail[:200], remedy=remedy[:200], code=code[:64], retry_after_s=_retry_after(answer))
+
+
+def _stranger(answer: _Answer) -> UnavailableError:
+    return UnavailableError(
+        f"status {answer.status} and no answer of a gate",
+        remedy="check network.cloud_url, and what stands between",
+        retry_after_s=_retry_after(answer),
+        code="no_gate",
+    )
+
+
+def _retry_after(answer: _Answer) -> float | None:
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isdigit() else None

@@ -1,0 +1,131 @@
+"""`/api/v1/records`: the device's documents, for people beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from edge_agent.api import Here, Operator, Viewer
+from primespark.core.web import read_json
+from primespark.errors import AuthorizationError, InvalidInputError, NotFoundError, PreconditionError
+from primespark.sync.documents import Document, merge_patch
+from primespark.sync.records import DataClass
+
+router = APIRouter(prefix="/api/v1/records")
+Key = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$")]
+Scope = Annotated[str | None, Query(max_length=63)]
+
+
+@router.get("/{data_class}", dependencies=[Viewer])
+async def list_records(data_class: DataClass, here: Here) -> dict[str, Any]:
+    """All documents in the device's scopes."""
+    _check_class(data_class)
+    kept = await here.documents.list_all()
+    return {"items": [_describe(entry.scope, entry.key, entry.document) for entry in kept], "next_cursor": None}
+
+
+@router.get("/{data_class}/{key}", dependencies=[Viewer])
+async def read_record(data_class: DataClass, key: Key, here: Here, scope: Scope = None) -> Response:
+    """One document."""
+    _check_class(data_class)
+    document = await here.documents.read(scope or here.device_id, key)
+    if document is None:
+        raise _absent(key)
+    return _answer(here.device_id, key, document, 200)
+
+
+@router.put("/{data_class}/{key}")
+async def put_record(
+    data_class: DataClass, key: Key, request: Request, here: Here, _: Operator, scope: Scope = None
+) -> Response:
+    """Write a whole document; `desired` must stay as the cloud has it."""
+    value = await _read_object(request, data_class, scope, here.device_id)
+    return await _write(here, key, request, lambda _: value)
+
+
+@router.patch("/{data_class}/{key}")
+async def patch_record(
+    data_class: DataClass, key: Key, request: Request, here: Here, _: Operator, scope: Scope = None
+) -> Response:
+    """Apply a JSON merge patch."""
+    patch = await _read_object(request, data_class, scope, here.device_id)
+    return await _write(here, key, request, lambda document: dict(merge_patch(document.value, patch)))
+
+
+@router.delete("/{data_class}/{key}")
+async def delete_record(
+    data_class: DataClass, key: Key, request: Request, here: Here, _: Operator, scope: Scope = None
+) -> Response:
+    """Delete a document; the deletion travels."""
+    _check_class(data_class)
+    _check_scope(scope, here.device_id)
+
+    def delete(document: Document) -> dict[str, Any]:
+        _check_match(request, document)
+        if not document.value:
+            raise _absent(key)
+        return {}
+
+    await here.documents.change(key, delete)
+    return Response(status_code=204)
+
+
+async def _write(
+    here: Here, key: str, request: Request, change: Callable[[Document], dict[str, Any]]
+) -> Response:
+    is_new = False
+
+    def checked(document: Document) -> dict[str, Any]:
+        nonlocal is_new
+        _check_match(request, document)
+        is_new = not document.value
+        value = change(document)
+        if not value:
+            raise InvalidInputError("an empty document is none", remedy="delete it", code="empty_document")
+        return value
+
+    document = await here.documents.change(key, checked)
+    return _answer(here.device_id, key, document, 201 if is_new else 200)
+
+
+async def _read_object(request: Request, data_class: DataClass, scope: str | None, device_id: str) -> dict[str, Any]:
+    _check_class(data_class)
+    _check_scope(scope, device_id)
+    value = await read_json(request)
+    if not isinstance(value, dict):
+        raise InvalidInputError("a document is a JSON object", remedy="send an object")
+    return value
+
+
+def _check_match(request: Request, document: Document) -> None:
+    expected = request.headers.get("if-match")
+    if expected is not None and expected not in {f'"{document.hlc}"', "*" if document.value else ""}:
+        raise PreconditionError("the document has changed since it was read", remedy="read it again")
+
+
+def _check_class(data_class: DataClass) -> None:
+    if data_class is not DataClass.CONFIGURATIONS:
+        raise NotFoundError(f"{data_class} are facts, not documents", remedy="documents are in `configurations`")
+
+
+def _check_scope(scope: str | None, device_id: str) -> None:
+    if scope not in (None, device_id):
+        raise AuthorizationError("this device writes its own documents only", remedy="ask the cloud", code="not_owner")
+
+
+def _absent(key: str) -> NotFoundError:
+    return NotFoundError(f"no document {key!r}", remedy="list them with GET /api/v1/records/configurations")
+
+
+def _answer(scope: str, key: str, document: Document, status: int) -> Response:
+    return JSONResponse(_describe(scope, key, document), status, headers={"ETag": f'"{document.hlc}"'})
+
+
+def _describe(scope: str, key: str, document: Document) -> dict[str, Any]:
+    return {
+        "data_class": DataClass.CONFIGURATIONS, "scope": scope, "key": key, "value": document.value,
+        "vv": document.vv, "hlc": document.hlc, "leaf_hlc": document.leaf_hlc, "deleted": not document.value,
+    }  # fmt: skip

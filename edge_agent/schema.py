@@ -1,0 +1,57 @@
+"""Tables of the device's database, and the small values beside them."""
+
+from __future__ import annotations
+
+import sqlite3
+
+VERSION = 1
+
+# An operation is a fact that is not acknowledged; `tail` is its JSON without stream and seq, which a new epoch changes.
+# At most one batch is under way. A document is `dirty` while the cloud lacks a write of this device.
+SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+CREATE TABLE stream (
+    name TEXT PRIMARY KEY, last_seq INTEGER NOT NULL DEFAULT 0, acknowledged_seq INTEGER NOT NULL DEFAULT 0,
+    lost INTEGER NOT NULL DEFAULT 0, pending INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE operation (id INTEGER PRIMARY KEY, stream TEXT NOT NULL, seq INTEGER NOT NULL, tail BLOB NOT NULL);
+CREATE TABLE lost (
+    id INTEGER PRIMARY KEY, stream TEXT NOT NULL, seq_from INTEGER NOT NULL, seq_to INTEGER NOT NULL,
+    reason TEXT NOT NULL
+);
+CREATE TABLE batch (
+    batch_seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, last_lost INTEGER NOT NULL, last_operation INTEGER NOT NULL,
+    documents TEXT NOT NULL, lost INTEGER NOT NULL, records INTEGER NOT NULL, headers TEXT NOT NULL, body BLOB NOT NULL
+);
+CREATE TABLE dead_letter (
+    id INTEGER PRIMARY KEY, stream TEXT NOT NULL, seq INTEGER NOT NULL, code TEXT NOT NULL, record TEXT NOT NULL,
+    at TEXT NOT NULL
+);
+CREATE TABLE document (
+    scope TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, vv TEXT NOT NULL, leaf_hlc TEXT NOT NULL,
+    dirty INTEGER NOT NULL, PRIMARY KEY (scope, key)
+) WITHOUT ROWID;
+CREATE TABLE remembered (key TEXT PRIMARY KEY) WITHOUT ROWID
+"""
+
+
+def read_meta(connection: sqlite3.Connection, name: str) -> str | None:
+    """The value kept under `name`."""
+    row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def read_number(connection: sqlite3.Connection, name: str, default: int = 0) -> int:
+    """The number kept under `name`."""
+    value = read_meta(connection, name)
+    return default if value is None else int(value)
+
+
+def write_meta(connection: sqlite3.Connection, name: str, value: str | int) -> None:
+    """Keep `value` under `name`."""
+    connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (name, str(value)))
+
+
+def forget_meta(connection: sqlite3.Connection, name: str) -> None:
+    """Keep nothing under `name`."""
+    connection.execute("DELETE FROM meta WHERE name = ?", (name,))

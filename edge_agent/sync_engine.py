@@ -1,0 +1,273 @@
+"""Exchange with the cloud: enrol, push what waits, pull what changed; for ever, and never in the way of the device."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NoReturn
+
+from prometheus_client import Counter
+
+from edge_agent.backoff import Backoff
+from edge_agent.credentials import Credentials, CredentialFiles
+from edge_agent.documents import Documents
+from edge_agent.gate_client import GateClient
+from edge_agent.outgoing import Batch, Outgoing
+from primespark.core.clock import utc_now
+from primespark.core.logging import get_logger
+from primespark.core.settings import SyncSettings
+from primespark.errors import (
+    AuthenticationError,
+    AuthorizationError,
+    InvalidInputError,
+    PermanentError,
+    PrimeSparkError,
+    UnavailableError,
+)
+from primespark.sync.records import PushResponse
+
+PULL_LIMIT = 200
+_TOKEN_POLL_S = 0.25
+# An empty answer sooner than this is of a gate that is stopping: asking at once again would keep it busy.
+_QUICK_ANSWER_S = 0.25
+# Refusals that say nothing about the batch's content, but about what happened to it on the way.
+_DAMAGED_ON_THE_WAY = {"bad_digest", "truncated_body"}
+# What nobody but a person can mend; asking more often changes nothing.
+_REFUSED_PAUSE_S = 30.0
+
+OPERATIONS = Counter("primespark_sync_operations_total", "Exchanges with the cloud.", ["direction", "outcome"])
+for _direction in ("push", "pull"):
+    for _outcome in ("ok", "failed"):
+        OPERATIONS.labels(_direction, _outcome)
+
+log = get_logger(__name__)
+
+
+class Phase(StrEnum):
+    """Where the device stands with its cloud."""
+
+    ALONE = "alone"
+    WAITING_FOR_TOKEN = "waiting_for_token"  # noqa: S105 (a state, no secret)
+    CONNECTING = "connecting"
+    ONLINE = "online"
+    OFFLINE = "offline"
+    REFUSED = "refused"
+
+
+@dataclass(slots=True)
+class SyncState:
+    """What `/api/v1/sync/status` tells."""
+
+    phase: Phase = Phase.CONNECTING
+    code: str = ""
+    cause: str = ""
+    remedy: str = ""
+    last_push_at: datetime | None = None
+    last_pull_at: datetime | None = None
+    last_contact_at: datetime | None = None
+    pushed_records: int = 0
+
+
+class SyncEngine:
+    """One device's exchange with one cloud.
+
+    Args:
+        gate: The cloud.
+        files: Where keys and tokens lie.
+        outgoing: What is to be sent.
+        documents: What is pulled.
+        settings: Sizes and pauses.
+        device_id: Of this device.
+        on_documents: Called when the cloud changed a document, and once it is known that the device is enrolled.
+    """
+
+    def __init__(
+        self,
+        gate: GateClient,
+        files: CredentialFiles,
+        outgoing: Outgoing,
+        documents: Documents,
+        settings: SyncSettings,
+        *,
+        device_id: str,
+        on_documents: Callable[[], None],
+    ) -> None:
+        self.state = SyncState()
+        self._gate = gate
+        self._files = files
+        self._outgoing = outgoing
+        self._documents = documents
+        self._settings = settings
+        self._device_id = device_id
+        self._on_documents = on_documents
+        self._push_backoff = Backoff(settings.retry_base_s, settings.retry_max_s)
+        self._pull_backoff = Backoff(settings.retry_base_s, settings.retry_max_s)
+        self._work = asyncio.Event()
+        self._flush = False
+
+    def notify(self) -> None:
+        """Something may wait to be sent."""
+        self._work.set()
+
+    def synchronise_now(self) -> None:
+        """Push and pull without waiting for a batch to fill or a pause to end."""
+        self._flush = True
+        self._work.set()
+        self._push_backoff.wake()
+        self._pull_backoff.wake()
+
+    async def run(self) -> NoReturn:
+        """Synchronise until cancelled."""
+        await self._become_known()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._push_forever(), name="push")
+            group.create_task(self._pull_forever(), name="pull")
+        raise AssertionError("the loops end by cancellation only")
+
+    async def _become_known(self) -> None:
+        """Use the key there is, else enrol as soon as there is a token and a gate."""
+        while self._files.current is None:
+            token = self._files.token()
+            if token is None:
+                self.state.phase = Phase.WAITING_FOR_TOKEN
+                await asyncio.sleep(_TOKEN_POLL_S)
+                continue
+            try:
+                await self._enrol(token)
+            except PrimeSparkError as error:
+                await self._failed(error, self._push_backoff)
+        self._gate.use_key(self._files.current.key)
+        self._push_backoff.succeeded()
+        self._on_documents()
+
+    async def _enrol(self, token: str) -> None:
+        answer = await self._gate.enrol(token, self._device_id)
+        # The epoch first: a kill before the key is kept makes the device enrol again, and no batch is under way yet.
+        await self._outgoing.begin_epoch(answer.epoch)
+        credentials = Credentials.of(answer, token)
+        try:
+            await asyncio.to_thread(self._files.save, credentials)
+        except OSError as error:
+            raise UnavailableError(f"cannot keep the key: {error.strerror}", remedy="check the disk") from None
+        self._gate.use_key(credentials.key)
+        self._reached()
+        log.info("enrolled", epoch=answer.epoch)
+
+    async def _push_forever(self) -> NoReturn:
+        while True:
+            await self._until_due()
+            try:
+                await self._push_once()
+            except PrimeSparkError as error:
+                OPERATIONS.labels("push", "failed").inc()
+                if not (isinstance(error, AuthenticationError) and await self._enrolled_again()):
+                    await self._failed(error, self._push_backoff)
+            else:
+                OPERATIONS.labels("push", "ok").inc()
+
+    async def _push_once(self) -> None:
+        batch = await self._outgoing.next_batch()
+        if batch is None:
+            await self._ensure_epoch()
+            return
+        try:
+            response = await self._gate.push(batch)
+        except InvalidInputError as error:
+            if error.code in _DAMAGED_ON_THE_WAY:
+                raise
+            log.warning("batch_refused", batch_seq=batch.batch_seq, records=batch.records, code=error.code)
+            await self._outgoing.reject(batch.batch_seq, error.code)
+            return
+        await self._take_answer(batch, response)
+
+    async def _until_due(self) -> None:
+        """Wait until a batch is full, or its first record has waited long enough, or somebody asks."""
+        while not self._outgoing.waiting:
+            self._work.clear()
+            if not self._outgoing.waiting:
+                await self._work.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.batch_wait_s):
+                while self._outgoing.waiting < self._settings.batch_records and not self._flush:
+                    self._work.clear()
+                    await self._work.wait()
+        self._flush = False
+
+    async def _ensure_epoch(self) -> None:
+        """A new epoch, when the database does not know one: it was lost, the key was not."""
+        if await self._outgoing.epoch() is None:
+            answer = await self._gate.begin_epoch()
+            await self._outgoing.begin_epoch(answer.epoch)
+            log.warning("new_epoch", epoch=answer.epoch, why="the database was lost or replaced")
+
+    async def _take_answer(self, batch: Batch, response: PushResponse) -> None:
+        await self._outgoing.acknowledge(batch.batch_seq, response)
+        self.state.last_push_at = utc_now()
+        self.state.pushed_records += batch.records
+        self._push_backoff.succeeded()
+        self._reached()
+        if any(result.record is not None for result in response.results):
+            self._on_documents()
+
+    async def _enrolled_again(self) -> bool:
+        """Whether a new token, left for a device whose key was revoked, made it known again."""
+        token = self._files.token()
+        if token is None:
+            return False
+        try:
+            await self._enrol(token)
+        except PrimeSparkError as error:
+            log.warning("enrolment_failed", code=error.code, cause=error.message)
+            return False
+        await self._documents.reset_cursor()
+        return True
+
+    async def _pull_forever(self) -> NoReturn:
+        loop = asyncio.get_running_loop()
+        wait_s = 0.0
+        while True:
+            started = loop.time()
+            try:
+                page = await self._gate.pull(await self._documents.cursor(), PULL_LIMIT, wait_s)
+                is_changed = await self._documents.apply(page)
+            except PrimeSparkError as error:
+                OPERATIONS.labels("pull", "failed").inc()
+                if error.code == "must_resync":
+                    await self._documents.reset_cursor()
+                wait_s = 0.0
+                await self._failed(error, self._pull_backoff)
+                continue
+            OPERATIONS.labels("pull", "ok").inc()
+            self.state.last_pull_at = utc_now()
+            self._pull_backoff.succeeded()
+            self._reached()
+            if is_changed:
+                self._on_documents()
+            if wait_s and not page.changes and loop.time() - started < _QUICK_ANSWER_S:
+                await self._pull_backoff.pause()
+            wait_s = 0.0 if page.has_more else self._settings.pull_wait_s
+
+    def _reached(self) -> None:
+        """The cloud answered: say so, and let the other direction try at once."""
+        state = self.state
+        if state.phase is not Phase.ONLINE:
+            log.info("online")
+            self._push_backoff.wake()
+            self._pull_backoff.wake()
+        state.phase, state.code, state.cause, state.remedy = Phase.ONLINE, "", "", ""
+        state.last_contact_at = utc_now()
+
+    async def _failed(self, error: PrimeSparkError, backoff: Backoff) -> None:
+        state = self.state
+        is_refusal = isinstance(error, PermanentError)
+        phase = Phase.REFUSED if is_refusal else Phase.OFFLINE
+        if (state.phase, state.code) != (phase, error.code):
+            log.warning("cloud_refuses" if is_refusal else "offline", code=error.code, cause=error.message)
+        state.phase, state.code, state.cause = phase, error.code, error.message
+        state.remedy = error.remedy or ("enrol with a new token" if isinstance(error, AuthorizationError) else "")
+        at_least_s = _REFUSED_PAUSE_S if is_refusal else error.retry_after_s
+        await backoff.pause(at_least_s)

@@ -1,0 +1,72 @@
+"""Telemetry: the device measured at its interval, after the recorded hour where settings ask for one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NoReturn
+
+from edge_agent.measurements import begin_measuring, measure, recorded_hour
+from edge_agent.queue import NewFact, OfflineQueue
+from primespark.core.clock import utc_now
+from primespark.core.logging import get_logger
+from primespark.core.settings import TelemetrySettings
+from primespark.errors import PrimeSparkError
+from primespark.sync.records import DataClass
+
+_RETRY_S = 1.0
+_RECORDED_BOOT = "recording"
+
+log = get_logger(__name__)
+
+
+class Telemetry:
+    """The device's own measurements.
+
+    Args:
+        settings: Interval, and whether a recording goes first.
+        queue: Takes them.
+    """
+
+    def __init__(self, settings: TelemetrySettings, queue: OfflineQueue) -> None:
+        self._settings = settings
+        self._queue = queue
+
+    async def run(self, may_replay: bool) -> NoReturn:
+        """Measure until cancelled.
+
+        Args:
+            may_replay: False when this device has had a database before, which may have sent the recording.
+        """
+        begin_measuring()
+        if self._settings.replay_recording and may_replay:
+            await self._replay()
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            due = max(due + self._settings.interval_s, loop.time())
+            await asyncio.sleep(due - loop.time())
+            try:
+                values = await asyncio.to_thread(measure)
+                await self._queue.enqueue([NewFact(DataClass.TELEMETRY, dict(values))])
+            except (PrimeSparkError, OSError) as error:
+                log.warning("telemetry_failed", cause=str(error))
+
+    async def _replay(self) -> None:
+        """Enqueue the recorded hour once in the life of the database, before anything newer, all of it or nothing."""
+        facts = [
+            NewFact(
+                DataClass.TELEMETRY, {**measurement.values, "recorded": True}, measurement.time,
+                boot_id=_RECORDED_BOOT, monotonic_ns=0,
+            )
+            for measurement in recorded_hour(utc_now())
+        ]  # fmt: skip
+        keys = [f"recording:{index}" for index in range(len(facts))]
+        while True:
+            try:
+                seqs = await self._queue.enqueue(facts, once=keys)
+            except PrimeSparkError as error:
+                log.warning("recording_waits", code=error.code, cause=error.message)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                log.info("recording_enqueued", measurements=sum(seq > 0 for seq in seqs))
+                return

@@ -1,0 +1,289 @@
+"""One batch of a device, applied in one transaction, once, however often it is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from primespark.errors import AuthenticationError, ConflictError, InvalidInputError
+from primespark.store import documents, facts, labels, samples, server, sync_log
+from primespark.store.schema import batch, device, lost, watermark
+from primespark.store.values import clean_text, storable_json
+from primespark.sync.records import (
+    DataClass,
+    DocumentChange,
+    Fact,
+    Lost,
+    PushRequest,
+    PushResponse,
+    RecordResult,
+    ResultStatus,
+)
+
+MAX_STREAMS_PER_EPOCH = 64
+# A device sends a batch only after the answer to the one before; the rest tells an old copy of it from a stranger.
+KEPT_ANSWERS = 100
+_REJECTED = "rejected: "
+
+
+def apply_batch(connection: Connection, request: PushRequest, digest: str, received_at: datetime) -> PushResponse:
+    """Apply a batch, or give the answer that it got the first time.
+
+    Args:
+        connection: In a transaction, which must be rolled back when this raises.
+        request: The batch.
+        digest: Of the bytes as sent.
+        received_at: When they came.
+
+    Raises:
+        AuthenticationError: The device was forgotten.
+        ConflictError: `replica_cloned`, `stale_epoch`, `batch_gap` or `seq_gap`.
+        InvalidInputError: `too_many_streams`.
+    """
+    epoch = _lock_device(connection, request.replica_id)
+    given = _answer_given(connection, request, digest)
+    if given is not None:
+        return given
+    _check_position(connection, request, epoch)
+    intake = _Intake(request.replica_id, request.epoch, _watermarks(connection, request))
+    changes = intake.take_all(request)
+    intake.store(connection, received_at)
+    for index, change in changes:
+        merged = documents.merge_pushed(connection, request.replica_id, change)
+        intake.answer(index, merged.status, merged.code, merged.change)
+    response = PushResponse(
+        status="applied",
+        ack_batch_seq=request.batch_seq,
+        results=sorted(intake.results, key=lambda result: result.index),
+        server_hlc=server.peek(connection),
+        server_epoch=server.identity(connection).server_epoch,
+    )
+    _keep_answer(connection, request, digest, response, received_at)
+    return response
+
+
+@dataclass(slots=True)
+class _Intake:
+    """What a batch adds, gathered before anything is written."""
+
+    device_id: str
+    epoch: int
+    watermarks: dict[str, int]
+    results: list[RecordResult] = field(default_factory=list)
+    _facts: list[tuple[Fact, str]] = field(default_factory=list)
+    _lost: list[dict[str, Any]] = field(default_factory=list)
+    _samples: list[samples.Sample] = field(default_factory=list)
+    _labels: dict[str, list[labels.Label]] = field(default_factory=dict)
+    _moved: set[str] = field(default_factory=set)
+
+    def take_all(self, request: PushRequest) -> list[tuple[int, DocumentChange]]:
+        """Take facts and lost ranges; the documents, with their indexes, are left to the caller."""
+        changes = []
+        for index, record in enumerate(request.records):
+            if isinstance(record, DocumentChange):
+                changes.append((index, record))
+            elif isinstance(record, Lost):
+                self._take_lost(index, record)
+            else:
+                self._take_fact(index, record)
+        return changes
+
+    def answer(
+        self, index: int, status: ResultStatus, code: str | None = None, change: DocumentChange | None = None
+    ) -> None:
+        """Note what became of a record; those that went as usual are not mentioned."""
+        if status is not ResultStatus.OK:
+            self.results.append(RecordResult(index=index, status=status, code=code, record=change))
+
+    def store(self, connection: Connection, received_at: datetime) -> None:
+        """Write everything; what others may wait for comes last."""
+        _insert_facts(connection, self.device_id, self.epoch, self._facts)
+        _insert_lost(connection, self._lost, received_at)
+        _move_watermarks(connection, self.device_id, self.epoch, {s: self.watermarks[s] for s in self._moved})
+        samples.insert(connection, self._samples)
+        sync_log.append_facts(connection, self._ranges(), received_at)
+        for dataset, rows in sorted(self._labels.items()):
+            labels.add(connection, dataset, rows)
+
+    def _take_fact(self, index: int, fact: Fact) -> None:
+        if not self._advance(fact.stream, fact.seq, fact.seq):
+            self.answer(index, ResultStatus.DUPLICATE)
+            return
+        try:
+            facts.check_fact(fact)
+            value = storable_json(fact.value)
+            measured = facts.measurements(self.device_id, fact)
+            if fact.data_class is DataClass.LABELS:
+                dataset, label = facts.label(self.device_id, fact)
+                self._labels.setdefault(dataset, []).append(label)
+        except InvalidInputError as error:
+            # It will never be valid: it counts as received, so that the stream goes on, and as lost, so that it shows.
+            self.answer(index, ResultStatus.REJECTED, error.code)
+            self._note_lost(fact.stream, fact.seq, fact.seq, _REJECTED + error.code)
+            return
+        self._facts.append((fact, value))
+        self._samples.extend(measured)
+
+    def _take_lost(self, index: int, record: Lost) -> None:
+        first = max(record.seq_from, self.watermarks.get(record.stream, 0) + 1)
+        if self._advance(record.stream, first, record.seq_to):
+            self._note_lost(record.stream, first, record.seq_to, clean_text(record.reason))
+        else:
+            self.answer(index, ResultStatus.DUPLICATE)
+
+    def _note_lost(self, stream: str, seq_from: int, seq_to: int, reason: str) -> None:
+        row = {"device_id": self.device_id, "epoch": self.epoch, "stream": stream, "seq_from": seq_from}
+        self._lost.append(row | {"seq_to": seq_to, "reason": reason})
+
+    def _advance(self, stream: str, seq_from: int, seq_to: int) -> bool:
+        """Move a stream's watermark over a range; False if it is there already."""
+        known = self.watermarks.get(stream, 0)
+        if seq_to <= known:
+            return False
+        if seq_from > known + 1:
+            raise ConflictError(
+                f"stream {stream} is known up to {known}, the batch goes on at {seq_from}",
+                remedy="send what is missing first, or say that it is lost",
+                code="seq_gap",
+            )
+        if stream not in self.watermarks and len(self.watermarks) >= MAX_STREAMS_PER_EPOCH:
+            raise InvalidInputError(
+                f"more than {MAX_STREAMS_PER_EPOCH} streams", remedy="use fewer streams", code="too_many_streams"
+            )
+        self.watermarks[stream] = seq_to
+        self._moved.add(stream)
+        return True
+
+    def _ranges(self) -> list[sync_log.FactRange]:
+        groups: dict[tuple[str, str], list[Fact]] = {}
+        for fact, _ in self._facts:
+            groups.setdefault((fact.stream, fact.data_class), []).append(fact)
+        return [
+            sync_log.FactRange(
+                data_class=data_class, device_id=self.device_id, epoch=self.epoch, stream=stream,
+                seq_from=group[0].seq, seq_to=group[-1].seq, rows=len(group),
+                time_from=min(fact.time for fact in group), time_to=max(fact.time for fact in group),
+            )
+            for (stream, data_class), group in groups.items()
+        ]  # fmt: skip
+
+
+def _lock_device(connection: Connection, device_id: str) -> int:
+    """The device's epoch; its batches follow one another until commit."""
+    epoch: int | None = connection.execute(
+        select(device.c.epoch)
+        .where(device.c.device_id == device_id, device.c.key_sha256.is_not(None))
+        .with_for_update()
+    ).scalar()
+    if epoch is None:
+        raise AuthenticationError(
+            f"no device {device_id!r}", remedy="enrol it again with a new token", code="unknown_device"
+        )
+    return epoch
+
+
+def _answer_given(connection: Connection, request: PushRequest, digest: str) -> PushResponse | None:
+    row = connection.execute(
+        select(batch.c.digest, batch.c.response).where(
+            batch.c.device_id == request.replica_id,
+            batch.c.epoch == request.epoch,
+            batch.c.batch_seq == request.batch_seq,
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.digest != digest:
+        raise ConflictError(
+            f"batch {request.batch_seq} of {request.replica_id} was another one the first time",
+            remedy="two machines use one identity: enrol the later one under an id of its own",
+            code="replica_cloned",
+        )
+    return PushResponse.model_validate(row.response | {"status": "replayed"})
+
+
+def _check_position(connection: Connection, request: PushRequest, epoch: int) -> None:
+    if request.epoch != epoch:
+        raise ConflictError(
+            f"{request.replica_id} is in epoch {epoch}, the batch is of epoch {request.epoch}",
+            remedy="ask for a new epoch with POST /sync/v1/epoch",
+            code="stale_epoch",
+        )
+    last = connection.execute(
+        select(func.coalesce(func.max(batch.c.batch_seq), 0)).where(
+            batch.c.device_id == request.replica_id, batch.c.epoch == request.epoch
+        )
+    ).scalar_one()
+    if request.batch_seq != last + 1:
+        raise ConflictError(
+            f"batch {last + 1} is expected, {request.batch_seq} came",
+            remedy="send batches in order, each until it is acknowledged",
+            code="batch_gap",
+        )
+
+
+def _watermarks(connection: Connection, request: PushRequest) -> dict[str, int]:
+    rows = connection.execute(
+        select(watermark.c.stream, watermark.c.seq).where(
+            watermark.c.device_id == request.replica_id, watermark.c.epoch == request.epoch
+        )
+    )
+    return {row.stream: row.seq for row in rows}
+
+
+def _insert_facts(connection: Connection, device_id: str, epoch: int, taken: list[tuple[Fact, str]]) -> None:
+    if not taken:
+        return
+    connection.execute(
+        text(
+            "INSERT INTO sync.fact (device_id, epoch, stream, seq, data_class, time, boot_id, monotonic_ns, value)"
+            " SELECT :device_id, :epoch, given.* FROM unnest(CAST(:streams AS text[]), CAST(:seqs AS bigint[]),"
+            " CAST(:classes AS text[]), CAST(:times AS timestamptz[]), CAST(:boots AS text[]),"
+            " CAST(:monotonic AS bigint[]), CAST(:values AS jsonb[])) AS given"
+        ),
+        {
+            "device_id": device_id,
+            "epoch": epoch,
+            "streams": [fact.stream for fact, _ in taken],
+            "seqs": [fact.seq for fact, _ in taken],
+            "classes": [fact.data_class.value for fact, _ in taken],
+            "times": [fact.time for fact, _ in taken],
+            "boots": [fact.boot_id for fact, _ in taken],
+            "monotonic": [fact.monotonic_ns for fact, _ in taken],
+            "values": [value for _, value in taken],
+        },
+    )
+
+
+def _insert_lost(connection: Connection, rows: list[dict[str, Any]], received_at: datetime) -> None:
+    if rows:
+        connection.execute(insert(lost).values([row | {"received_at": received_at} for row in rows]))
+
+
+def _move_watermarks(connection: Connection, device_id: str, epoch: int, moved: dict[str, int]) -> None:
+    if not moved:
+        return
+    statement = insert(watermark).values(
+        [{"device_id": device_id, "epoch": epoch, "stream": stream, "seq": seq} for stream, seq in moved.items()]
+    )
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["device_id", "epoch", "stream"], set_={"seq": statement.excluded.seq}
+        )
+    )
+
+
+def _keep_answer(
+    connection: Connection, request: PushRequest, digest: str, response: PushResponse, received_at: datetime
+) -> None:
+    of_device = (batch.c.device_id == request.replica_id, batch.c.epoch == request.epoch)
+    connection.execute(
+        insert(batch).values(
+            device_id=request.replica_id, epoch=request.epoch, batch_seq=request.batch_seq, digest=digest,
+            response=response.model_dump(mode="json"), received_at=received_at,
+        )
+    )  # fmt: skip
+    connection.execute(delete(batch).where(*of_device, batch.c.batch_seq <= request.batch_seq - KEPT_ANSWERS))

@@ -1,0 +1,198 @@
+"""Samples of series: insert once, aggregate over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from primespark.errors import InvalidInputError
+from primespark.store.values import LARGEST_NUMBER, check_text, check_time, storable_json
+
+MAX_POINTS = 50_000
+# A series is found through a B-tree, whose entries have at most 2704 bytes.
+_MAX_LABELS_BYTES = 1024
+_MAX_NAME_CHARACTERS = 128
+_AGGREGATES = {
+    "avg": "avg(m.value)", "sum": "sum(m.value)", "min": "min(m.value)", "max": "max(m.value)", "count": "count(*)",
+}  # fmt: skip
+_GRANULARITIES = {
+    "second": timedelta(seconds=1),
+    "minute": timedelta(minutes=1),
+    "hour": timedelta(hours=1),
+    "day": timedelta(days=1),
+}
+
+_GIVEN_SERIES = (
+    "SELECT DISTINCT metric, device_id, source, labels FROM unnest(CAST(:metrics AS text[]),"
+    " CAST(:devices AS text[]), CAST(:sources AS text[]), CAST(:labels AS jsonb[]))"
+    " AS given(metric, device_id, source, labels)"
+)
+# Sorted wherever rows are taken that another transaction may take too: then none waits for one that waits for it.
+_CREATE_SERIES = text(
+    f"INSERT INTO metrics.series (metric, device_id, source, labels) SELECT * FROM ({_GIVEN_SERIES}) AS given"  # noqa: S608 (constants)
+    " WHERE NOT EXISTS (SELECT 1 FROM metrics.series s WHERE (s.metric, s.device_id, s.source, s.labels)"
+    " = (given.metric, given.device_id, given.source, given.labels))"
+    " ORDER BY metric, device_id, source, labels ON CONFLICT DO NOTHING"
+)
+_INSERT = text(
+    "WITH inserted AS ("
+    " INSERT INTO metrics.sample (series_id, time, seq, value)"
+    " SELECT s.series_id, given.time, given.seq, given.value"
+    " FROM unnest(CAST(:metrics AS text[]), CAST(:devices AS text[]), CAST(:sources AS text[]),"
+    " CAST(:labels AS jsonb[]), CAST(:times AS timestamptz[]), CAST(:seqs AS bigint[]), CAST(:values AS float8[]))"
+    " WITH ORDINALITY AS given(metric, device_id, source, labels, time, seq, value, place)"
+    " JOIN metrics.series s USING (metric, device_id, source, labels)"
+    # Of two values for one key the first given stands.
+    " ORDER BY s.series_id, given.time, given.seq, given.place"
+    " ON CONFLICT DO NOTHING RETURNING series_id, time"
+    "), marked AS ("
+    " INSERT INTO metrics.dirty (series_id, bucket)"
+    " SELECT DISTINCT series_id, date_trunc('hour', time, 'UTC') FROM inserted"
+    ") SELECT count(*) FROM inserted"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value of a series; `seq` tells apart what one moment has of it."""
+
+    metric: str
+    device_id: str
+    source: str
+    labels: dict[str, str]
+    time: datetime
+    seq: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """How many samples were new, and how many were there already."""
+
+    inserted: int
+    duplicates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points of one group, in order of time."""
+
+    group: dict[str, str]
+    points: list[tuple[datetime, float]] = field(default_factory=list)
+
+
+def insert(connection: Connection, rows: Sequence[Sample]) -> Inserted:
+    """Store samples and mark their hours for the rollup.
+
+    Raises:
+        InvalidInputError: A sample that cannot be stored; `errors` has its index, and nothing is stored.
+    """
+    if not rows:
+        return Inserted(0, 0)
+    for index, row in enumerate(rows):
+        try:
+            check(row)
+        except InvalidInputError as error:
+            error.errors = [{"loc": [index], "msg": error.message}]
+            raise
+    keys = {
+        "metrics": [row.metric for row in rows],
+        "devices": [row.device_id for row in rows],
+        "sources": [row.source for row in rows],
+        "labels": [storable_json(row.labels) for row in rows],
+    }
+    connection.execute(_CREATE_SERIES, keys)
+    values = {
+        "times": [row.time for row in rows], "seqs": [row.seq for row in rows], "values": [row.value for row in rows],
+    }  # fmt: skip
+    inserted = connection.execute(_INSERT, {**keys, **values}).scalar_one()
+    return Inserted(inserted, len(rows) - inserted)
+
+
+def check(sample: Sample) -> None:
+    """Refuse a sample that cannot be stored, or whose aggregates could not be.
+
+    Raises:
+        InvalidInputError: It says what is wrong.
+    """
+    if not math.isfinite(sample.value) or abs(sample.value) > LARGEST_NUMBER:
+        raise InvalidInputError(
+            f"not a finite number up to {LARGEST_NUMBER:g}", remedy="send such a number", code="value_out_of_range"
+        )
+    check_time(sample.time)
+    names = (sample.metric, sample.device_id, sample.source)
+    check_text(*names)
+    too_long = max(map(len, names)) > _MAX_NAME_CHARACTERS
+    if too_long or len(storable_json(sample.labels).encode()) > _MAX_LABELS_BYTES:
+        raise InvalidInputError(
+            f"a name of more than {_MAX_NAME_CHARACTERS} characters, or labels of more than {_MAX_LABELS_BYTES} bytes",
+            remedy="name less in labels",
+            code="series_too_long",
+        )
+
+
+def query(
+    connection: Connection,
+    metric: str,
+    aggregation: str,
+    start: datetime,
+    end: datetime,
+    granularity: str,
+    by_device: bool = False,
+    *,
+    max_points: int = MAX_POINTS,
+) -> list[Series]:
+    """Aggregate a metric over `[start, end)` in buckets of `granularity`; a bucket without samples has no point.
+
+    Args:
+        connection: Of the store.
+        metric: Its name.
+        aggregation: avg, sum, min, max or count.
+        start: First moment.
+        end: First moment after.
+        granularity: second, minute, hour or day; buckets are aligned in UTC.
+        by_device: One series for each device.
+        max_points: Most points of all series together.
+
+    Raises:
+        InvalidInputError: No such aggregation or granularity, or more than `max_points` points.
+    """
+    if aggregation not in _AGGREGATES or granularity not in _GRANULARITIES:
+        raise InvalidInputError(
+            f"no {aggregation[:40]!r} by {granularity[:40]!r}",
+            remedy=f"one of {', '.join(_AGGREGATES)} by one of {', '.join(_GRANULARITIES)}",
+            code="unknown_aggregation",
+        )
+    check_time(start)
+    check_text(metric)
+    group = "s.device_id" if by_device else "''"
+    rows = connection.execute(
+        text(
+            f"SELECT {group} AS device_id, date_bin(:width, m.time, '2000-01-03T00:00:00Z') AS bucket,"  # noqa: S608 (constants)
+            f" CAST({_AGGREGATES[aggregation]} AS float8) AS value"
+            " FROM metrics.series s JOIN metrics.sample m USING (series_id)"
+            " WHERE s.metric = :metric AND m.time >= :start AND m.time < :end"
+            " GROUP BY 1, 2 ORDER BY 1, 2 LIMIT :limit"
+        ),
+        {
+            "width": _GRANULARITIES[granularity], "metric": metric, "start": start, "end": end, "limit": max_points + 1,
+        },
+    ).all()  # fmt: skip
+    if len(rows) > max_points:
+        raise InvalidInputError(
+            f"more than {max_points} points", remedy="ask for less time or larger buckets", code="too_many_points"
+        )
+    return _series(rows, by_device)
+
+
+def _series(rows: Sequence[Any], by_device: bool) -> list[Series]:
+    series: dict[str, Series] = {}
+    for device_id, bucket, value in rows:
+        group = {"device_id": device_id} if by_device else {}
+        series.setdefault(device_id, Series(group)).points.append((bucket, value))
+    return list(series.values())

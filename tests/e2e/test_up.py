@@ -1,0 +1,94 @@
+"""`primespark up`: however it ends, nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.processes import processes_of
+from tests.helpers import wait_until
+
+PARTS = "postgres,valkey,broker,cloud,streams,edge"
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "primespark.cli.main", "up", *arguments],
+            env={**os.environ, "PRIMESPARK_HOME": str(tmp_path / "home"), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def wait_ready(process: subprocess.Popen[str]) -> None:
+    """Read what it says until it says that everything runs."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "Ctrl-C" in line:
+            return
+    raise AssertionError(process.stderr.read() if process.stderr else "ended")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_everything(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+    process = start("--only", PARTS)
+    wait_ready(process)
+    assert len(processes_of(tmp_path / "home")) >= 7
+    process.send_signal(number)
+    assert process.wait(15) == 0
+    assert processes_of(tmp_path / "home") == []
+
+
+def test_nothing_outlives_a_killed_supervisor(start: Start, tmp_path: Path) -> None:
+    process = start("--only", PARTS)
+    wait_ready(process)
+    process.kill()
+    wait_until(lambda: processes_of(tmp_path / "home") == [], timeout_s=10)
+    again = start("--only", PARTS)
+    wait_ready(again)
+
+
+def test_one_at_a_time(start: Start) -> None:
+    first = start("--only", "valkey")
+    wait_ready(first)
+    _, said = start("--only", "valkey").communicate(timeout=15)
+    assert "already running" in said
+    assert "Traceback" not in said
+
+
+def test_an_unknown_part_is_told(start: Start) -> None:
+    process = start("--only", "grafana")
+    _, said = process.communicate(timeout=15)
+    assert process.returncode == 1
+    assert "no such part: grafana" in said
+
+
+def test_features_that_are_off_start_nothing(start: Start, tmp_path: Path) -> None:
+    process = start(PRIMESPARK_FEATURES__STREAMS="false", PRIMESPARK_FEATURES__CACHE="false",
+                    PRIMESPARK_FEATURES__ORCHESTRATION="false")  # fmt: skip
+    wait_ready(process)
+    running = " ".join(processes_of(tmp_path / "home"))
+    assert "cloud" in running
+    for absent in ("valkey", "noida", "dagster", "streams"):
+        assert absent not in running

@@ -1,0 +1,119 @@
+"""Laws of the engine for any rule and any history."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from primespark.windows.results import ResultKind, WindowResult
+from primespark.windows.rules import AggregationRule
+from tests.unit.windows import oracle
+from tests.unit.windows.histories import Feed, histories, make_engine, reborn, rules
+from tests.unit.windows.oracle import Step
+
+
+def tell(result: WindowResult) -> tuple[Any, ...]:
+    return (result.group[0], result.window_start, result.count, result.revision)
+
+
+def whole(results: list[WindowResult]) -> list[tuple[Any, ...]]:
+    return [(*tell(result), result.value, result.kind) for result in results]
+
+
+@settings(max_examples=200)
+@given(rule=rules(), history=histories())
+def test_the_engine_says_step_by_step_what_the_oracle_says(rule: AggregationRule, history: list[Step]) -> None:
+    engine = make_engine(rule)
+    feed = Feed(engine)
+    expected, late = oracle.run(rule, history)
+    config = rule.window_config
+    number_late = 0
+    for step, said in zip(history, expected, strict=True):
+        output = feed.step(step)
+        number_late += len(output.late)
+        assert [tell(result) for result in output.results] == [
+            (one.device, one.start, one.count, one.revision) for one in said
+        ]
+        for result, one in zip(output.results, said, strict=True):
+            value = oracle.expected_value(rule.aggregation_function, one.values, rule.ddof)
+            assert result.value == (None if value is None else pytest.approx(value, rel=1e-9, abs=1e-6))
+            assert result.window_end == one.start + config.size_ms
+            assert result.kind is (ResultKind.FINAL if one.revision == 1 else ResultKind.LATE_UPDATE)
+    assert engine.counters["r"].late_dropped == number_late == late
+
+
+@settings(max_examples=80)
+@given(rule=rules(), history=histories(), data=st.data())
+def test_a_restart_changes_nothing(rule: AggregationRule, history: list[Step], data: st.DataObject) -> None:
+    steady = Feed(make_engine(rule))
+    restarted = Feed(make_engine(rule))
+    for step in history:
+        if data.draw(st.booleans()):
+            restarted.engine = reborn(restarted.engine, [rule], step.clock_ms)
+        assert whole(restarted.step(step).results) == whole(steady.step(step).results)
+
+
+@settings(max_examples=80)
+@given(rule=rules(), history=histories(), data=st.data())
+def test_how_rows_are_cut_into_messages_changes_nothing(
+    rule: AggregationRule, history: list[Step], data: st.DataObject
+) -> None:
+    single = Feed(make_engine(rule))
+    chunked = Feed(make_engine(rule))
+    one_by_one = [result for step in history for result in single.step(step).results]
+    in_chunks: list[WindowResult] = []
+    waiting: list[Step] = []
+    for step in [*history, Step(history[-1].clock_ms if history else 0)]:
+        alike = waiting and (waiting[0].partition, waiting[0].clock_ms) == (step.partition, step.clock_ms)
+        if waiting and not (alike and data.draw(st.booleans())):
+            in_chunks += chunked.message(waiting).results
+            waiting = []
+        if step.partition is None:
+            in_chunks += chunked.step(step).results
+        else:
+            waiting.append(step)
+    one_by_one += single.step(Step(history[-1].clock_ms if history else 0)).results
+    assert whole(in_chunks) == whole(one_by_one)
+
+
+@settings(max_examples=80)
+@given(rule=rules(), history=histories(), data=st.data())
+def test_reading_again_after_a_crash_ends_in_the_same_results(
+    rule: AggregationRule, history: list[Step], data: st.DataObject
+) -> None:
+    """What was said beyond the last snapshot is said again, word for word."""
+    rows = [step for step in history if step.partition is not None]
+    saved_at = data.draw(st.integers(0, len(rows)))
+    crashed_at = data.draw(st.integers(saved_at, len(rows)))
+    feed = Feed(make_engine(rule))
+    for step in rows[:saved_at]:
+        feed.step(step)
+    survivor = Feed(reborn(feed.engine, [rule], 0))
+    survivor._offsets = dict(feed._offsets)
+    before = [result for step in rows[saved_at:crashed_at] for result in feed.step(step).results]
+    again = [result for step in rows[saved_at:crashed_at] for result in survivor.step(step).results]
+    assert whole(again) == whole(before)
+    assert [whole(survivor.step(step).results) for step in rows[crashed_at:]] == [
+        whole(feed.step(step).results) for step in rows[crashed_at:]
+    ]
+
+
+@settings(max_examples=100)
+@given(rule=rules(), history=histories(max_size=12))
+def test_messages_read_twice_count_once(rule: AggregationRule, history: list[Step]) -> None:
+    once, twice = make_engine(rule), make_engine(rule)
+    steady, repeated = Feed(once), Feed(twice)
+    rows = 0
+    for step in history:
+        expected = whole(steady.step(step).results)
+        offsets = dict(repeated._offsets)
+        assert whole(repeated.step(step).results) == expected
+        if step.partition is not None:
+            repeated._offsets = offsets
+            assert not repeated.step(step).results
+            rows += 1
+    assert twice.duplicates == rows
+    assert [twice.snapshot("in", number) for number in range(3)] == [once.snapshot("in", number) for number in range(3)]
