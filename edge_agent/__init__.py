@@ -1,1 +1,1 @@
-"""The device service: looks, infers, keeps what it saw until the cloud has it, and serves the models the cloud sends."""
+"""The device service: looks, infers, keeps what it saw until the cloud has it, serves the models the cloud sends."""

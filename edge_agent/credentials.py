@@ -109,7 +109,9 @@ class CredentialFiles:
 
     def _token_in_file_was_used(self) -> bool:
         token = self._read_token_file()
-        return token is not None and self.current is not None and sha256_hex(token.encode()) == self.current.token_sha256
+        return (
+            token is not None and self.current is not None and sha256_hex(token.encode()) == self.current.token_sha256
+        )
 
 
 class LocalKey:

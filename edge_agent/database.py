@@ -1,4 +1,4 @@
-"""One SQLite file behind one thread: what waits together is committed together, and acknowledged after it is on disk."""
+"""One SQLite file behind one thread: what waits together is committed together, and acknowledged once on disk."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.failure: str | None = None
         self._inbox: SimpleQueue[tuple[Job[Any], Future[Any]] | None] = SimpleQueue()
         self._watchers: list[Callable[[sqlite3.Connection], None]] = []
         self._is_closing = False
@@ -109,9 +110,11 @@ class Database:
                 watcher(self._connection)
         except sqlite3.Error as error:
             failure = self._recover(error)
+            self.failure = failure.message
             for _, future in group:
                 future.set_exception(failure)
             return
+        self.failure = None
         for (_, future), (answer, fault) in zip(group, outcomes, strict=True):
             if fault is None:
                 future.set_result(answer)
@@ -123,7 +126,8 @@ class Database:
         self._connection.execute("SAVEPOINT job")
         try:
             answer = job(self._connection)
-        except Exception as error:  # noqa: BLE001 (whatever a job raises belongs to its caller)
+        # Whatever a job raises belongs to its caller.
+        except Exception as error:
             if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
                 raise
             self._connection.execute("ROLLBACK TO job")
@@ -178,7 +182,8 @@ def _open(path: Path) -> sqlite3.Connection:
             _sync_directory(path.parent)
         elif version != VERSION:
             raise ConfigurationError(
-                f"{path} is of version {version}, this program knows {VERSION}", remedy="install the newer version again"
+                f"{path} is of version {version}, this program knows {VERSION}",
+                remedy="install the newer version again",
             )
     except BaseException:
         connection.close()
@@ -206,7 +211,9 @@ def _set_aside(path: Path, cause: str) -> None:
             part.rename(path.with_name(name + suffix))
     _sync_directory(path.parent)
     log.error("database_set_aside", cause=cause, file=name, remedy="what it held and had not sent is in that file")
-    older = sorted(file for file in path.parent.glob(f"{path.name}.corrupt-*") if file.suffix[-4:] not in ("-wal", "-shm"))
+    older = sorted(
+        file for file in path.parent.glob(f"{path.name}.corrupt-*") if file.suffix[-4:] not in ("-wal", "-shm")
+    )
     for file in older[:-KEPT_CORRUPT_FILES]:
         for suffix in ("", "-wal", "-shm"):
             file.with_name(file.name + suffix).unlink(missing_ok=True)

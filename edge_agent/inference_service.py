@@ -90,11 +90,13 @@ class Slots:
                 raise self._unknown(f"no model {name[:64]!r} is in service")
             if model_type is not None and slot.model.model_type != model_type:
                 raise InvalidInputError(
-                    f"{name} is of type {slot.model.model_type}", remedy="leave out one of the two", code="wrong_model_type"
+                    f"{name} is of type {slot.model.model_type}",
+                    remedy="leave out one of the two",
+                    code="wrong_model_type",
                 )
             return slot.model
         wanted = model_type or DEFAULT_MODEL_TYPE
-        for _, slot in self.items():
+        for slot in self._by_name.values():
             if slot.model.model_type == wanted:
                 return slot.model
         raise self._unknown(f"no model of type {wanted[:64]!r} is in service")

@@ -24,7 +24,14 @@ from primespark.core.logging import get_logger
 from primespark.core.manifests import Manifest, SignedManifest
 from primespark.core.paths import private_directory, write_private
 from primespark.core.settings import InferenceSettings
-from primespark.errors import IntegrityError, NotFoundError, PrimeSparkError, TransientError, UnavailableError
+from primespark.errors import (
+    IntegrityError,
+    NotFoundError,
+    PermanentError,
+    PrimeSparkError,
+    TransientError,
+    UnavailableError,
+)
 from primespark.inference.images import decode_image
 from primespark.inference.models import DETECTOR, ServedModel, load_classifier
 
@@ -141,32 +148,31 @@ class ModelDeployer:
     async def _follow(self, name: str, value: Any) -> None:
         try:
             pointer = _parse_pointer(name, value)
-            running = self._deployed.get(name)
-            if self._failed.get(name) == pointer:
-                return
-            if running is not None and running.manifest == pointer.manifest:
-                await self._report(name, None)
-                return
-            if name == DETECTOR:
-                raise IntegrityError("the detector is the bundled one", code="reserved_model")
-            await self._deploy(name, pointer.manifest, pointer.artifacts, pointer.version)
+        except IntegrityError as error:
+            await self._report(name, error.code)
+            return
+        running = self._deployed.get(name)
+        if self._failed.get(name) == pointer:
+            return
+        try:
+            if running is None or running.manifest != pointer.manifest:
+                await self._deploy(name, pointer.manifest, pointer.artifacts, pointer.version)
         except NotFoundError as error:
-            # The cloud writes blobs before it names them: it may be a copy that is behind.
+            # The cloud writes blobs before it names them: what answers may be a copy that is behind.
             await self._report(name, error.code)
             raise UnavailableError(error.message, code="blob_missing") from None
-        except TransientError:
-            raise
-        except PrimeSparkError as error:
+        except PermanentError as error:
             log.error("model_refused", model=name, code=error.code, cause=error.message)
+            self._failed[name] = pointer
             await self._report(name, error.code)
-            if not isinstance(error, _BadPointerError):
-                self._failed[name] = pointer
             return
         self._failed.pop(name, None)
         await self._report(name, None)
 
     async def _deploy(self, name: str, manifest: str, artifacts: tuple[str, ...], version: int | None) -> None:
         """Prove a version and put it in service."""
+        if name == DETECTOR:
+            raise IntegrityError("the detector is the bundled one", code="reserved_model")
         signed = SignedManifest.parse(await self._blob(manifest))
         trusted = self._files.current.trusted_keys() if self._files.current else {}
         content = signed.verify(trusted)
@@ -240,18 +246,13 @@ class ModelDeployer:
         return data
 
 
-class _BadPointerError(IntegrityError):
-    """What the twin says of a model is no pointer; there is nothing to remember it by."""
-
-    code = "bad_pointer"
-
-
 def _parse_pointer(name: str, value: Any) -> Pointer:
     try:
         _Name(name=name)
         return Pointer.model_validate(value)
     except ValidationError as error:
-        raise _BadPointerError(f"desired.models.{name[:64]}: {error.errors()[0]['msg']}") from None
+        cause = error.errors()[0]["msg"]
+        raise IntegrityError(f"desired.models.{name[:64]}: {cause}", code="bad_pointer") from None
 
 
 class _Name(BaseModel):

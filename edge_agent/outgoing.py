@@ -1,4 +1,4 @@
-"""Batches on their way to the cloud: number and exact bytes are on disk before the first send, until they are answered."""
+"""Batches on their way to the cloud: number and exact bytes are on disk before the first send."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Outgoing:
         await self._database.run(lambda connection: self._acknowledge(connection, batch_seq, response))
 
     async def reject(self, batch_seq: int, code: str) -> None:
-        """The cloud refuses the whole batch for good: send smaller ones, until the record at fault is alone and goes."""
+        """The cloud refuses the whole batch for good: send smaller ones, until the record at fault goes alone."""
         await self._database.run(lambda connection: self._reject(connection, batch_seq, code))
 
     def _next_batch(self, connection: sqlite3.Connection) -> Batch | None:
@@ -93,7 +93,9 @@ class Outgoing:
     def _pick(self, connection: sqlite3.Connection) -> _Picked:
         limit = min(read_number(connection, "batch_limit", self._batch_records), self._batch_records)
         picked = _Picked(self._batch_bytes - _ENVELOPE_BYTES)
-        for id_, stream, seq_from, seq_to, reason in connection.execute("SELECT * FROM lost ORDER BY id LIMIT ?", (limit,)):
+        for id_, stream, seq_from, seq_to, reason in connection.execute(
+            "SELECT * FROM lost ORDER BY id LIMIT ?", (limit,)
+        ):
             record = {"op": "lost", "stream": stream, "seq_from": seq_from, "seq_to": seq_to, "reason": reason}
             if picked.add(json.dumps(record).encode()):
                 picked.last_lost, picked.lost = id_, picked.lost + 1

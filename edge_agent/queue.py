@@ -1,4 +1,4 @@
-"""The durable queue of facts: what `enqueue` has answered for survives a kill and a power cut until the cloud has it."""
+"""The durable queue of facts: what `enqueue` answered for survives kill and power cut until the cloud has it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import re
 import shutil
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
+from time import monotonic_ns as read_monotonic_ns
 from typing import Any
 
 from prometheus_client import Counter, Gauge
@@ -43,7 +43,7 @@ class NewFact:
     value: dict[str, Any]
     time: datetime = field(default_factory=utc_now)
     boot_id: str = field(default_factory=boot_id)
-    monotonic_ns: int = field(default_factory=time.monotonic_ns)
+    monotonic_ns: int = field(default_factory=read_monotonic_ns)
     stream: str = ""
 
 
@@ -221,7 +221,9 @@ def remove_sent(connection: sqlite3.Connection, last_id: int) -> None:
 
 
 def _totals(connection: sqlite3.Connection) -> tuple[int, int]:
-    pending, used = connection.execute("SELECT coalesce(sum(pending), 0), coalesce(sum(bytes), 0) FROM stream").fetchone()
+    pending, used = connection.execute(
+        "SELECT coalesce(sum(pending), 0), coalesce(sum(bytes), 0) FROM stream"
+    ).fetchone()
     return int(pending), int(used)
 
 

@@ -73,9 +73,7 @@ async def delete_record(
     return Response(status_code=204)
 
 
-async def _write(
-    here: Here, key: str, request: Request, change: Callable[[Document], dict[str, Any]]
-) -> Response:
+async def _write(here: Here, key: str, request: Request, change: Callable[[Document], dict[str, Any]]) -> Response:
     is_new = False
 
     def checked(document: Document) -> dict[str, Any]:

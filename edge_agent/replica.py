@@ -1,4 +1,4 @@
-"""This device as a writer of documents: its epoch, its counter and its hybrid logical clock, all kept in the database."""
+"""This device as a writer of documents: epoch, counter and hybrid logical clock, kept in the database."""
 
 from __future__ import annotations
 

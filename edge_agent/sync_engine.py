@@ -13,7 +13,7 @@ from typing import NoReturn
 from prometheus_client import Counter
 
 from edge_agent.backoff import Backoff
-from edge_agent.credentials import Credentials, CredentialFiles
+from edge_agent.credentials import CredentialFiles, Credentials
 from edge_agent.documents import Documents
 from edge_agent.gate_client import GateClient
 from edge_agent.outgoing import Batch, Outgoing

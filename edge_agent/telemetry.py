@@ -13,7 +13,6 @@ from primespark.core.settings import TelemetrySettings
 from primespark.errors import PrimeSparkError
 from primespark.sync.records import DataClass
 
-_RETRY_S = 1.0
 _RECORDED_BOOT = "recording"
 
 log = get_logger(__name__)
@@ -31,15 +30,28 @@ class Telemetry:
         self._settings = settings
         self._queue = queue
 
-    async def run(self, may_replay: bool) -> NoReturn:
-        """Measure until cancelled.
+    async def replay(self) -> None:
+        """Enqueue the recorded hour once in the life of the database, all of it or nothing.
 
-        Args:
-            may_replay: False when this device has had a database before, which may have sent the recording.
+        For a first start, before anything newer is measured: windows of the cloud would be closed to it later.
         """
+        facts = [
+            NewFact(
+                DataClass.TELEMETRY, {**measurement.values, "recorded": True}, measurement.time,
+                boot_id=_RECORDED_BOOT, monotonic_ns=0,
+            )
+            for measurement in recorded_hour(utc_now())
+        ]  # fmt: skip
+        try:
+            seqs = await self._queue.enqueue(facts, once=[f"recording:{index}" for index in range(len(facts))])
+        except PrimeSparkError as error:
+            log.warning("recording_not_enqueued", code=error.code, cause=error.message)
+        else:
+            log.info("recording_enqueued", measurements=sum(seq > 0 for seq in seqs))
+
+    async def run(self) -> NoReturn:
+        """Measure until cancelled."""
         begin_measuring()
-        if self._settings.replay_recording and may_replay:
-            await self._replay()
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
@@ -50,23 +62,3 @@ class Telemetry:
                 await self._queue.enqueue([NewFact(DataClass.TELEMETRY, dict(values))])
             except (PrimeSparkError, OSError) as error:
                 log.warning("telemetry_failed", cause=str(error))
-
-    async def _replay(self) -> None:
-        """Enqueue the recorded hour once in the life of the database, before anything newer, all of it or nothing."""
-        facts = [
-            NewFact(
-                DataClass.TELEMETRY, {**measurement.values, "recorded": True}, measurement.time,
-                boot_id=_RECORDED_BOOT, monotonic_ns=0,
-            )
-            for measurement in recorded_hour(utc_now())
-        ]  # fmt: skip
-        keys = [f"recording:{index}" for index in range(len(facts))]
-        while True:
-            try:
-                seqs = await self._queue.enqueue(facts, once=keys)
-            except PrimeSparkError as error:
-                log.warning("recording_waits", code=error.code, cause=error.message)
-                await asyncio.sleep(_RETRY_S)
-            else:
-                log.info("recording_enqueued", measurements=sum(seq > 0 for seq in seqs))
-                return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
 from sqlalchemy import Engine
@@ -13,7 +12,6 @@ from primespark.errors import UnavailableError
 from primespark.store.database import Listener
 
 CHANNEL = "sync_log"
-_POLL_S = 0.5
 _RETRY_S = 1.0
 
 log = get_logger(__name__)
@@ -36,13 +34,6 @@ class Notifier:
         """A notifier on the store's sync log."""
         return cls(lambda: Listener(engine, CHANNEL))
 
-    async def wait(self, timeout_s: float) -> bool:
-        """Wait for growth of the log; False if there was none in time, or the service stops.
-
-        Register before reading the log: `ticket` tells how.
-        """
-        return await self.wait_for(self.ticket(), timeout_s)
-
     def ticket(self) -> asyncio.Future[None]:
         """A future that the next growth completes; taken before a read, it misses nothing committed after it."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -54,7 +45,7 @@ class Notifier:
         return future
 
     async def wait_for(self, ticket: asyncio.Future[None], timeout_s: float) -> bool:
-        """Wait for a ticket; the ticket is spent afterwards."""
+        """Whether the log grew before the time was over or the service stopped; the ticket is spent afterwards."""
         try:
             await asyncio.wait({ticket}, timeout=timeout_s)
             return ticket.done() and not ticket.cancelled()
@@ -84,17 +75,17 @@ class Notifier:
 
     async def _listen_until_broken(self) -> None:
         listener = await asyncio.to_thread(self._listen)
-        # Whatever was notified while nobody listened.
-        self.wake_all()
-        waiting: asyncio.Task[bool] | None = None
+        loop, readable = asyncio.get_running_loop(), asyncio.Event()
+        descriptor = listener.fileno()
+        loop.add_reader(descriptor, readable.set)
         try:
+            # Whatever was notified while nobody listened.
+            self.wake_all()
             while True:
-                waiting = asyncio.create_task(asyncio.to_thread(listener.wait, _POLL_S))
-                if await asyncio.shield(waiting):
+                await readable.wait()
+                readable.clear()
+                if listener.wait(0):
                     self.wake_all()
         finally:
-            # The thread polls the connection until its time is over; closing it under the thread would crash it.
-            if waiting is not None and not waiting.done():
-                with contextlib.suppress(UnavailableError):
-                    await waiting
+            loop.remove_reader(descriptor)
             listener.close()

@@ -136,6 +136,11 @@ class Listener:
                     return False
                 readable.poll(remaining_s * 1000)
 
+    def fileno(self) -> int:
+        """For an event loop: readable when `wait(0)` is worth a call."""
+        with _driver_errors():
+            return int(self._connection.fileno())
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()

@@ -103,7 +103,7 @@ async def test_concurrent_copies_of_one_batch_store_it_once(gate: Gate) -> None:
     [
         (b"{", {}, 400, "malformed"),
         (b"[" * 5000, {}, 400, "malformed"),
-        (b'{"v": NaN}', {}, 400, None),
+        (b'{"v": NaN}', {}, 422, None),
         (batch(1, [fact(1)], device_id="edge-2"), {}, 403, "wrong_device"),
         (batch(1, [fact(1)]), {"Content-Digest": "sha-256=:AAAA:"}, 400, "bad_digest"),
         (batch(1, [fact(1)]), {"Content-Encoding": "br"}, 415, "unsupported_media"),

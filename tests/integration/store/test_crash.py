@@ -18,7 +18,7 @@ FACTS_PER_BATCH = 20
 DEVICE = "edge-1"
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.prove)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.prove)])
 def test_kills_leave_whole_batches(postgres_url: str, tmp_path: Path, kills: int) -> None:
     chance = random.Random(11)  # a seed for the moments; what runs at them is left to the machine
     acknowledged = tmp_path / "acknowledged"
@@ -52,8 +52,8 @@ def test_kills_leave_whole_batches(postgres_url: str, tmp_path: Path, kills: int
     assert watermark == expected[-1]
     assert [seq for seqs in log for seq in seqs] == expected
     assert {len(seqs) for seqs in log} == {FACTS_PER_BATCH}
-    # A kill after the commit and before the note leaves one more stored than noted, each time at most.
-    assert _count(acknowledged) <= stored <= _count(acknowledged) + kills
+    # A kill after the commit and before the note leaves one more stored than noted.
+    assert _count(acknowledged) <= stored <= _count(acknowledged) + 1
 
 
 def _count(file: Path) -> int:
@@ -62,15 +62,14 @@ def _count(file: Path) -> int:
 
 def _apply_for_ever(url: str, acknowledged: Path) -> None:
     engine = database.connect(url, pool_size=1)
-    number = 1
+    number = _count(acknowledged) + 1
     with acknowledged.open("ab", buffering=0) as notes:
         while True:
             first = (number - 1) * FACTS_PER_BATCH + 1
             request = batch(number, [fact(seq) for seq in range(first, first + FACTS_PER_BATCH)], DEVICE)
             with engine.begin() as connection:
-                answer = gate.apply_batch(connection, request, f"digest {number}", T0)
-            if answer.status == "applied":
-                notes.write(b".")
+                gate.apply_batch(connection, request, f"digest {number}", T0)
+            notes.write(b".")
             number += 1
 
 

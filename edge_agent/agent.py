@@ -1,0 +1,189 @@
+"""The parts of a device put together, and their life from start to signal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from edge_agent import api, records_api
+from edge_agent.api import Device
+from edge_agent.capture import Capture
+from edge_agent.credentials import CredentialFiles, LocalKey
+from edge_agent.database import Database
+from edge_agent.documents import Documents
+from edge_agent.inference_service import InferenceService, Slots
+from edge_agent.labelled_folder import LabelledFolder
+from edge_agent.model_deployer import ModelDeployer
+from edge_agent.outgoing import Outgoing
+from edge_agent.queue import OfflineQueue
+from edge_agent.sync_engine import SyncEngine
+from edge_agent.telemetry import Telemetry
+from primespark.core.logging import get_logger
+from primespark.core.paths import private_directory
+from primespark.core.settings import Settings
+from primespark.core.web import create_app, serve
+from primespark.errors import PrimeSparkError
+from primespark.inference.models import ServedModel
+
+# A gate takes 16 MiB; a batch of this size is sent in seconds over a slow link.
+_BATCH_BYTES = 4 * 1024 * 1024
+
+log = get_logger(__name__)
+
+
+async def serve_device(settings: Settings, folder: Path, detector: Future[ServedModel]) -> None:
+    """Run a device until a signal.
+
+    Args:
+        settings: Of the device.
+        folder: Its state.
+        detector: The bundled detector, loading.
+    """
+    database = Database(folder / "queue.db")
+    try:
+        agent = await _build(settings, folder, database, detector)
+        await agent.run()
+    finally:
+        database.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Agent:
+    settings: Settings
+    app: FastAPI
+    service: InferenceService
+    telemetry: Telemetry | None
+    capture: Capture | None
+    labelled: LabelledFolder | None
+    deployer: ModelDeployer
+    engine: SyncEngine | None
+    gate: Any
+    detector: Future[ServedModel]
+
+    async def run(self) -> None:
+        """Serve, look, measure and synchronise until a signal; then stop them all."""
+        edge = self.settings.edge
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(loop, name=name) for name, loop in self._loops().items()]
+                await serve(self.app, edge.host, edge.port)
+                for task in tasks:
+                    task.cancel()
+        finally:
+            if self.gate is not None:
+                await self.gate.aclose()
+            await asyncio.to_thread(self.service.close)
+
+    def _loops(self) -> dict[str, Coroutine[Any, Any, Any]]:
+        loops: dict[str, Coroutine[Any, Any, Any]] = {"detector": self._begin_looking(), "models": self.deployer.run()}
+        if self.telemetry is not None:
+            loops["telemetry"] = self.telemetry.run()
+        if self.labelled is not None:
+            loops["labels"] = self.labelled.run()
+        if self.engine is not None:
+            loops["sync"] = self.engine.run()
+        return loops
+
+    async def _begin_looking(self) -> None:
+        """Put the detector in service, then look for ever."""
+        try:
+            model = await asyncio.wrap_future(self.detector)
+        except PrimeSparkError as error:
+            log.error("detector_not_loaded", code=error.code, cause=error.message, remedy=error.remedy)
+            return
+        self.service.slots.put(model)
+        if self.capture is not None:
+            await self.capture.run(model)
+
+
+async def _build(settings: Settings, folder: Path, database: Database, detector: Future[ServedModel]) -> _Agent:
+    edge = settings.edge
+    files = CredentialFiles(folder, edge)
+    queue = OfflineQueue(database, edge.offline)
+    documents = Documents(database, edge.device_id)
+    service = InferenceService(Slots(), edge.inference)
+    telemetry = Telemetry(edge.telemetry, queue) if settings.features.telemetry else None
+    if telemetry is not None and edge.telemetry.replay_recording and files.current is None:
+        await telemetry.replay()
+    gate = _gate(settings)
+    deployer = ModelDeployer(
+        private_directory(folder / "models"), service.slots, documents, files, gate, edge.inference
+    )
+    outgoing = Outgoing(database, edge.device_id, settings.sync.batch_records, _batch_bytes(files))
+    engine = None
+    if gate is not None:
+        engine = SyncEngine(
+            gate, files, outgoing, documents, settings.sync, device_id=edge.device_id, on_documents=deployer.notify
+        )
+        loop = asyncio.get_running_loop()
+        notify = engine.notify
+        database.watch(lambda _: _call_soon(loop, notify))
+    capture = Capture(edge.capture, service, queue) if settings.features.capture else None
+    labelled = LabelledFolder(edge.capture.labelled_folder, queue) if edge.capture.labelled_folder else None
+    device = Device(edge.device_id, service, queue, documents, engine)
+    app = _build_app(settings, folder, database, device, detector, capture)
+    return _Agent(settings, app, service, telemetry, capture, labelled, deployer, engine, gate, detector)
+
+
+def _build_app(
+    settings: Settings,
+    folder: Path,
+    database: Database,
+    device: Device,
+    detector: Future[ServedModel],
+    capture: Capture | None,
+) -> FastAPI:
+    async def readiness() -> dict[str, str]:
+        missing = {}
+        if database.failure is not None:
+            missing["queue"] = database.failure
+        if not detector.done():
+            missing["detector"] = "loading"
+        elif (error := detector.exception()) is not None:
+            missing["detector"] = str(error)
+        return missing
+
+    async def summary() -> dict[str, Any]:
+        missing, state = await readiness(), device.engine.state if device.engine else None
+        faults = dict(capture.faults) if capture else {}
+        return {
+            "status": "degraded" if missing or faults else "healthy", "missing": missing, "sources_failed": faults,
+            "device_id": device.device_id, "cloud": state.phase if state else "alone",
+        }  # fmt: skip
+
+    app = create_app(
+        title="primespark-edge",
+        authenticate=LocalKey(folder).authenticate,
+        routers=[api.router, records_api.router],
+        readiness=readiness,
+        summary=summary,
+        max_body_bytes=settings.edge.inference.max_body_bytes,
+        open_health=settings.security.open_health,
+    )
+    app.state.device = device
+    return app
+
+
+def _gate(settings: Settings) -> Any:
+    if settings.network.cloud_url is None:
+        log.info("alone", why="network.cloud_url is not set")
+        return None
+    from edge_agent.gate_client import GateClient
+
+    return GateClient(settings.network.cloud_url, settings.network)
+
+
+def _batch_bytes(files: CredentialFiles) -> int:
+    limits = files.current.limits if files.current else None
+    return min(_BATCH_BYTES, limits.max_body_bytes) if limits else _BATCH_BYTES
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Any) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(callback)

@@ -1,0 +1,78 @@
+"""`primespark edge`: the device service, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from primespark.core.logging import configure_logging
+from primespark.core.paths import home, private_directory
+from primespark.core.settings import Settings
+from primespark.errors import PrimeSparkError, UnavailableError
+
+if TYPE_CHECKING:
+    from primespark.inference.models import ServedModel
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal.
+
+    Raises:
+        ConfigurationError: The address is in use, or a file of the device is damaged.
+        UnavailableError: Another process runs this device.
+    """
+    configure_logging(settings.global_, "edge")
+    folder = private_directory(home() / "edge" / settings.edge.device_id)
+    with _only_one(folder):
+        # The detector loads beside the imports of everything else: the first result waits for the longer of the two.
+        detector = _load_detector(settings)
+        from edge_agent.agent import serve_device
+
+        try:
+            asyncio.run(serve_device(settings, folder, detector))
+        except ExceptionGroup as group:
+            raise _first_of_ours(group) from group
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    with (folder / "agent.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UnavailableError(
+                f"another process runs the device of {folder}",
+                remedy="stop it, or choose another edge.device_id",
+                code="device_in_use",
+            ) from None
+        yield
+
+
+def _load_detector(settings: Settings) -> Future[ServedModel]:
+    loading: Future[ServedModel] = Future()
+
+    def load() -> None:
+        try:
+            from primespark.inference.models import DETECTOR, load_bundled
+
+            limits = settings.edge.inference
+            loading.set_result(load_bundled(DETECTOR, limits.threads, limits.minimum_score))
+        except Exception as error:  # noqa: BLE001 (handed to whoever waits for the detector)
+            loading.set_exception(error)
+
+    threading.Thread(target=load, name="detector", daemon=True).start()
+    return loading
+
+
+def _first_of_ours(group: ExceptionGroup[Exception]) -> Exception:
+    """What a person is told: the first error of our tree, else all of it."""
+    found: Exception | None = group.subgroup(PrimeSparkError)
+    while isinstance(found, ExceptionGroup):
+        found = found.exceptions[0]
+    return found or group

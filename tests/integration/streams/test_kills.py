@@ -1,0 +1,43 @@
+"""`kill -9` of workers under load, on a real Apache Kafka: afterwards every window is right."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.helpers import wait_until
+from tests.integration.streams.stage import Stage, Worker
+from tests.integration.streams.test_worker import DEVICES, averages, equals, recording, singles
+
+pytestmark = pytest.mark.parametrize("broker", ["apache_kafka"], indirect=True)
+
+
+def test_three_kills_under_load_neither_lose_nor_double_a_record(stage: Stage) -> None:
+    rows = recording(DEVICES, minutes=240, step_s=3)
+    expected = averages(rows)
+    total = sum(count for _mean, count in expected.values())
+    worker = stage.start()
+    stage.publish(singles(rows))
+    for share in (0.1, 0.35, 0.6):
+        wait_until(lambda goal=share * total: stage.counted() >= goal, 40)
+        worker.kill()
+        assert stage.counted() < total, "the worker was done before it was killed"
+        worker = stage.start()
+    wait_until(lambda: equals(stage, expected), 60)
+    assert worker.stop()[0] == 0
+
+
+def test_two_workers_of_which_one_is_killed(stage: Stage) -> None:
+    rows = recording(DEVICES, minutes=120, step_s=5)
+    third = len(rows) // 3
+    workers: dict[str, Worker] = {name: stage.start_ready(name) for name in ("worker-0", "worker-1")}
+    stage.publish(singles(rows[:third]))
+    wait_until(lambda: stage.counted() >= third // 2, 30)
+    victim = random.choice(sorted(workers))
+    workers.pop(victim).kill()
+    stage.publish(singles(rows[third:]))
+    wait_until(lambda: equals(stage, averages(rows)), 40)
+    (survivor,) = workers.values()
+    assert survivor.counter("rebalances") >= 2
+    assert survivor.stop()[0] == 0
