@@ -22,7 +22,7 @@ _BOXES = "Postprocessor/ExpandDims_1:0"
 _GRAPH_SIDE = 300
 
 
-Box = tuple[float, float, float, float]
+Box = tuple[float, ...]
 
 
 class Candidate(NamedTuple):
@@ -55,8 +55,7 @@ class SsdDetector:
         height, width = image.shape[:2]
         seen = sample_as_graph(image) if height * width > _SAMPLED_ABOVE_PIXELS else image
         outputs = self._engine.run({_INPUT: seen[np.newaxis]})
-        scores, boxes = outputs[self._scores_at][0], outputs[self._boxes_at][0, :, 0]
-        found = candidates(scores, boxes, self._minimum_score)
+        found = candidates(outputs[self._scores_at], outputs[self._boxes_at], self._minimum_score)
         named = [candidate for candidate in found if candidate.column + 1 in self._labels]
         return [self._detection(one, width, height) for one in non_maximum_suppression(named, MAXIMUM_OVERLAP)]
 
@@ -76,16 +75,18 @@ class SsdDetector:
 
 
 def candidates(scores: NDArray[np.float32], boxes: NDArray[np.float32], minimum_score: np.float32) -> list[Candidate]:
-    """What reaches the minimum in scores [anchors, classes], boxes [anchors, 4]: at most 400, by falling score."""
+    """What reaches the minimum in scores [1, anchors, classes] with boxes [1, anchors, 1, 4]: the best 400, best first."""
+    classes = scores.shape[-1]
     flat = scores.reshape(-1)
     chosen = (flat >= minimum_score).nonzero()[0]
+    if not chosen.size:
+        return []
     if chosen.size > MAX_CANDIDATES:
         chosen = chosen[np.argpartition(-flat[chosen], MAX_CANDIDATES)[:MAX_CANDIDATES]]
-    anchors = chosen // scores.shape[1]
-    columns = chosen - anchors * scores.shape[1]
-    rows = zip(flat[chosen].tolist(), columns.tolist(), boxes[anchors].tolist(), strict=True)
-    found = [Candidate(score, column, (box[0], box[1], box[2], box[3])) for score, column, box in rows]
-    return sorted(found, key=lambda candidate: -candidate.score)
+    places = boxes.reshape(-1, 4)[chosen // classes].tolist()
+    rows = zip(flat[chosen].tolist(), chosen.tolist(), places, strict=True)
+    # Scores come first in a candidate, so that no key function is called: it is felt at this scale.
+    return sorted((Candidate(score, place % classes, tuple(box)) for score, place, box in rows), reverse=True)
 
 
 def non_maximum_suppression(found: Sequence[Candidate], maximum_overlap: float) -> list[Candidate]:

@@ -105,7 +105,7 @@ def _image(encoded: Any) -> bytes:
 
 
 def _bad_label(message: str) -> InvalidInputError:
-    return InvalidInputError(message, remedy="send a label as docs/protocol.md has it", code="bad_label")
+    return InvalidInputError(message, remedy="send dataset, sample, label and image_png_base64", code="bad_label")
 
 
 def _bad_metric() -> InvalidInputError:

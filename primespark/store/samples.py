@@ -27,28 +27,29 @@ _GRANULARITIES = {
     "day": timedelta(days=1),
 }
 
-_GIVEN_SERIES = (
-    "SELECT DISTINCT metric, device_id, source, labels FROM unnest(CAST(:metrics AS text[]),"
-    " CAST(:devices AS text[]), CAST(:sources AS text[]), CAST(:labels AS jsonb[]))"
-    " AS given(metric, device_id, source, labels)"
+_PARTS = "metric, device_id, source, labels"
+_GIVEN = (
+    "unnest(CAST(:metrics AS text[]), CAST(:devices AS text[]), CAST(:sources AS text[]), CAST(:labels AS jsonb[]))"
+    " WITH ORDINALITY AS given(metric, device_id, source, labels, place)"
+)
+_FIND_SERIES = text(
+    f"SELECT s.series_id FROM {_GIVEN} LEFT JOIN metrics.series s USING (metric, device_id, source, labels)"  # noqa: S608 (constants)
+    " ORDER BY given.place"
 )
 # Sorted wherever rows are taken that another transaction may take too: then none waits for one that waits for it.
 _CREATE_SERIES = text(
-    f"INSERT INTO metrics.series (metric, device_id, source, labels) SELECT * FROM ({_GIVEN_SERIES}) AS given"  # noqa: S608 (constants)
+    f"INSERT INTO metrics.series ({_PARTS}) SELECT DISTINCT {_PARTS} FROM {_GIVEN}"  # noqa: S608 (constants)
     " WHERE NOT EXISTS (SELECT 1 FROM metrics.series s WHERE (s.metric, s.device_id, s.source, s.labels)"
     " = (given.metric, given.device_id, given.source, given.labels))"
     " ORDER BY metric, device_id, source, labels ON CONFLICT DO NOTHING"
 )
 _INSERT = text(
     "WITH inserted AS ("
-    " INSERT INTO metrics.sample (series_id, time, seq, value)"
-    " SELECT s.series_id, given.time, given.seq, given.value"
-    " FROM unnest(CAST(:metrics AS text[]), CAST(:devices AS text[]), CAST(:sources AS text[]),"
-    " CAST(:labels AS jsonb[]), CAST(:times AS timestamptz[]), CAST(:seqs AS bigint[]), CAST(:values AS float8[]))"
-    " WITH ORDINALITY AS given(metric, device_id, source, labels, time, seq, value, place)"
-    " JOIN metrics.series s USING (metric, device_id, source, labels)"
+    " INSERT INTO metrics.sample (series_id, time, seq, value) SELECT series_id, time, seq, value"
+    " FROM unnest(CAST(:series AS bigint[]), CAST(:times AS timestamptz[]), CAST(:seqs AS bigint[]),"
+    " CAST(:values AS float8[])) WITH ORDINALITY AS given(series_id, time, seq, value, place)"
     # Of two values for one key the first given stands.
-    " ORDER BY s.series_id, given.time, given.seq, given.place"
+    " ORDER BY series_id, time, seq, place"
     " ON CONFLICT DO NOTHING RETURNING series_id, time"
     "), marked AS ("
     " INSERT INTO metrics.dirty (series_id, bucket)"
@@ -100,17 +101,13 @@ def insert(connection: Connection, rows: Sequence[Sample]) -> Inserted:
         except InvalidInputError as error:
             error.errors = [{"loc": [index], "msg": error.message}]
             raise
-    keys = {
-        "metrics": [row.metric for row in rows],
-        "devices": [row.device_id for row in rows],
-        "sources": [row.source for row in rows],
-        "labels": [storable_json(row.labels) for row in rows],
-    }
-    connection.execute(_CREATE_SERIES, keys)
+    keys = [(row.metric, row.device_id, row.source, storable_json(row.labels) if row.labels else "{}") for row in rows]
+    series = _series_ids(connection, list(dict.fromkeys(keys)))
     values = {
-        "times": [row.time for row in rows], "seqs": [row.seq for row in rows], "values": [row.value for row in rows],
+        "series": [series[key] for key in keys], "times": [row.time for row in rows],
+        "seqs": [row.seq for row in rows], "values": [row.value for row in rows],
     }  # fmt: skip
-    inserted = connection.execute(_INSERT, {**keys, **values}).scalar_one()
+    inserted = connection.execute(_INSERT, values).scalar_one()
     return Inserted(inserted, len(rows) - inserted)
 
 
@@ -127,8 +124,8 @@ def check(sample: Sample) -> None:
     check_time(sample.time)
     names = (sample.metric, sample.device_id, sample.source)
     check_text(*names)
-    too_long = max(map(len, names)) > _MAX_NAME_CHARACTERS
-    if too_long or len(storable_json(sample.labels).encode()) > _MAX_LABELS_BYTES:
+    labels_bytes = len(storable_json(sample.labels).encode()) if sample.labels else 0
+    if max(map(len, names)) > _MAX_NAME_CHARACTERS or labels_bytes > _MAX_LABELS_BYTES:
         raise InvalidInputError(
             f"a name of more than {_MAX_NAME_CHARACTERS} characters, or labels of more than {_MAX_LABELS_BYTES} bytes",
             remedy="name less in labels",
@@ -188,6 +185,20 @@ def query(
             f"more than {max_points} points", remedy="ask for less time or larger buckets", code="too_many_points"
         )
     return _series(rows, by_device)
+
+
+_SeriesKey = tuple[str, str, str, str]
+
+
+def _series_ids(connection: Connection, keys: list[_SeriesKey]) -> dict[_SeriesKey, int]:
+    """Ids of series, which are made where they are missing."""
+    metrics, devices, sources, labels = (list(column) for column in zip(*keys, strict=True))
+    given = {"metrics": metrics, "devices": devices, "sources": sources, "labels": labels}
+    found = list(connection.execute(_FIND_SERIES, given).scalars())
+    if None in found:
+        connection.execute(_CREATE_SERIES, given)
+        found = list(connection.execute(_FIND_SERIES, given).scalars())
+    return dict(zip(keys, found, strict=True))
 
 
 def _series(rows: Sequence[Any], by_device: bool) -> list[Series]:

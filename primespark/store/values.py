@@ -39,7 +39,7 @@ def check_text(*texts: str) -> None:
         InvalidInputError: Code `unstorable_value`.
     """
     for text in texts:
-        if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        if "\x00" in text or not (text.isascii() or _is_encodable(text)):
             raise _unstorable()
 
 
@@ -56,6 +56,14 @@ def check_time(moment: datetime) -> None:
     """
     if not EARLIEST <= moment < LATEST:
         raise InvalidInputError("a time before 1970 or after 9000", remedy="set the clock", code="bad_time")
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _has_nul(value: Any) -> bool:

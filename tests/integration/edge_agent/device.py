@@ -1,0 +1,93 @@
+"""A device's synchronisation without its process: the same parts, on a folder, against a gate."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_agent.credentials import CredentialFiles
+from edge_agent.database import Database
+from edge_agent.documents import Documents
+from edge_agent.gate_client import GateClient
+from edge_agent.inference_service import Slots
+from edge_agent.model_deployer import ModelDeployer
+from edge_agent.outgoing import Outgoing
+from edge_agent.queue import NewFact, OfflineQueue
+from edge_agent.sync_engine import SyncEngine
+from primespark.core.settings import (
+    EdgeSettings,
+    InferenceSettings,
+    NetworkSettings,
+    OfflineSettings,
+    SyncSettings,
+)
+from primespark.sync.records import DataClass
+from tests.integration.edge_agent.gate import TOKEN
+
+FAST = SyncSettings(batch_records=20, batch_wait_s=0.01, pull_wait_s=1.0, retry_base_s=0.01, retry_max_s=0.05)
+
+
+@dataclass(slots=True)
+class Device:
+    """The parts of a running device."""
+
+    folder: Path
+    database: Database
+    queue: OfflineQueue
+    documents: Documents
+    outgoing: Outgoing
+    engine: SyncEngine
+    slots: Slots
+
+    async def enqueue(self, *numbers: int, stream: str = "telemetry") -> list[int]:
+        """Facts with values `{"n": number}`."""
+        return await self.queue.enqueue(
+            [NewFact(DataClass.TELEMETRY, {"n": number}, stream=stream) for number in numbers]
+        )
+
+    async def drained(self) -> None:
+        """Wait until nothing waits."""
+        await until(lambda: self.outgoing.waiting == 0)
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+    """Return as soon as `condition()` is true."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def running_device(
+    folder: Path, url: str, *, settings: SyncSettings = FAST, limits: OfflineSettings | None = None, token: str = TOKEN
+) -> AsyncIterator[Device]:
+    """A device at work; ends as by a signal."""
+    device_id = "edge-1"
+    folder.mkdir(exist_ok=True)
+    database = Database(folder / "queue.db")
+    files = CredentialFiles(folder, EdgeSettings(device_id=device_id, enrolment_token=token))
+    queue = OfflineQueue(database, limits or OfflineSettings())
+    documents = Documents(database, device_id)
+    outgoing = Outgoing(database, device_id, settings.batch_records, 500_000)
+    gate = GateClient(url, NetworkSettings(request_timeout_s=2, connect_timeout_s=1))
+    slots = Slots()
+    deployer = ModelDeployer(folder / "models", slots, documents, files, gate, InferenceSettings())
+    engine = SyncEngine(gate, files, outgoing, documents, settings, device_id=device_id, on_documents=deployer.notify)
+    loop = asyncio.get_running_loop()
+    database.watch(lambda _: loop.call_soon_threadsafe(engine.notify) and None)
+    tasks = [asyncio.create_task(engine.run()), asyncio.create_task(deployer.run())]
+    try:
+        yield Device(folder, database, queue, documents, outgoing, engine, slots)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await gate.aclose()
+        database.close()

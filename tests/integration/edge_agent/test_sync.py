@@ -1,0 +1,248 @@
+"""A device against a gate over real HTTP: every acknowledged fact arrives exactly once, whatever happens between."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_agent.sync_engine import Phase
+from primespark.core.settings import OfflineSettings
+from primespark.embedded.link import Link
+from primespark.errors import OverloadedError
+from tests.integration.edge_agent.device import running_device, until
+from tests.integration.edge_agent.gate import GateOracle, RunningGate
+
+PUSH = b"POST /sync/v1/push"
+
+
+async def test_facts_arrive_in_order_once(gate: RunningGate, tmp_path: Path) -> None:
+    async with running_device(tmp_path, gate.url) as device:
+        assert await device.enqueue(*range(50)) == list(range(1, 51))
+        assert await device.enqueue(0, stream="other") == [1]
+        await device.drained()
+        status = await device.queue.status()
+    assert gate.oracle.values("telemetry") == list(range(50))
+    assert gate.oracle.values("other") == [0]
+    telemetry = status.streams["telemetry"]
+    assert (telemetry.last_seq, telemetry.acknowledged_seq, telemetry.lost, telemetry.pending) == (50, 50, 0, 0)
+    assert (status.pending, status.bytes, status.epoch) == (0, 0, 1)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("enqueue"), st.integers(1, 45)),
+        st.tuples(st.just("refuse"), st.sampled_from([(503, "unavailable"), (429, "overloaded"), (400, "bad_digest")])),
+        st.just(("lose_reply",)),
+        st.just(("outage",)),
+        st.just(("restart",)),
+        st.just(("lose_database",)),
+    ),
+    min_size=3,
+    max_size=12,
+)
+
+
+@settings(max_examples=15)
+@given(steps=STEPS)
+def test_every_acknowledged_fact_arrives_exactly_once(served_gate: RunningGate, steps: list[Any]) -> None:
+    """The law, over histories of refusals, lost replies, outages, restarts and lost databases."""
+    served_gate.oracle = GateOracle()
+    with tempfile.TemporaryDirectory() as folder:
+        expected = asyncio.run(_live_through(served_gate, Path(folder) / "device", steps))
+    assert sorted(served_gate.oracle.values("telemetry")) == list(range(expected))
+    by_epoch: dict[int, list[int]] = {}
+    for fact in served_gate.oracle.facts:
+        by_epoch.setdefault(fact["epoch"], []).append(fact["seq"])
+    assert all(seqs == list(range(1, len(seqs) + 1)) for seqs in by_epoch.values())
+
+
+async def _live_through(gate: RunningGate, folder: Path, steps: list[Any]) -> int:
+    """Run a history; how many facts were acknowledged by the queue."""
+    number, remaining = 0, list(steps)
+    async with Link(gate.port) as link:
+        while remaining:
+            async with running_device(folder, link.url) as device:
+                while remaining:
+                    step, *details = remaining.pop(0)
+                    if step == "enqueue":
+                        await device.enqueue(*range(number, number + details[0]))
+                        number += details[0]
+                    elif step == "refuse":
+                        gate.oracle.faults.append(details[0])
+                    elif step == "lose_reply":
+                        link.lose_next_reply(PUSH)
+                    elif step == "outage":
+                        link.cut()
+                        await asyncio.sleep(0)
+                        link.heal()
+                    else:
+                        break
+                else:
+                    step = "end"
+                if step in ("end", "lose_database"):
+                    await device.drained()
+            if step == "lose_database":
+                for file in folder.glob("queue.db*"):
+                    file.unlink()
+    return number
+
+
+async def test_a_lost_reply_is_answered_again_and_counted(gate: RunningGate, tmp_path: Path) -> None:
+    async with Link(gate.port) as link, running_device(tmp_path, link.url) as device:
+        await device.enqueue(0)
+        await device.drained()
+        link.lose_next_reply(PUSH)
+        await device.enqueue(1)
+        await device.drained()
+        assert (await device.queue.status()).replayed_batches == 1
+    assert link.counts.replies_lost == 1
+    assert gate.oracle.replays == 1
+    assert gate.oracle.values("telemetry") == [0, 1]
+
+
+async def test_a_batch_is_sent_again_with_the_same_bytes_after_a_restart(gate: RunningGate, tmp_path: Path) -> None:
+    gate.oracle.faults.extend([(503, "unavailable")] * 10_000)
+    async with running_device(tmp_path, gate.url) as device:
+        await device.enqueue(0, 1)
+        await until(lambda: gate.oracle.requests > 0)
+        first = await device.outgoing.next_batch()
+        await device.enqueue(2)
+    gate.oracle.faults.clear()
+    async with running_device(tmp_path, gate.url) as device:
+        second = await device.outgoing.next_batch()
+        assert first is not None
+        assert second is None or second == first or second.batch_seq > first.batch_seq
+        await device.drained()
+    assert gate.oracle.values("telemetry") == [0, 1, 2]
+    assert [seq for _, _, seq in gate.oracle.answers] == [1, 2]
+
+
+async def test_a_record_that_spoils_its_batch_goes_alone_to_the_dead_letters(gate: RunningGate, tmp_path: Path) -> None:
+    gate.oracle.refuses_batch = lambda record: record["op"] == "append" and record["value"]["n"] == 7
+    async with running_device(tmp_path, gate.url) as device:
+        await device.enqueue(*range(30))
+        await device.drained()
+        status = await device.queue.status()
+    assert gate.oracle.values("telemetry") == [n for n in range(30) if n != 7]
+    assert [(lost["seq_from"], lost["seq_to"], lost["reason"]) for lost in gate.oracle.lost] == [
+        (8, 8, "refused: invalid_input")
+    ]
+    assert (status.dead_letters, status.streams["telemetry"].lost) == (1, 1)
+    assert status.streams["telemetry"].acknowledged_seq == 30
+
+
+async def test_a_refused_record_is_kept_aside_and_the_others_go_on(gate: RunningGate, tmp_path: Path) -> None:
+    gate.oracle.refuses_record = lambda record: record["value"]["n"] in (3, 4)
+    async with running_device(tmp_path, gate.url) as device:
+        await device.enqueue(*range(6))
+        await device.drained()
+        rows = await device.database.run(
+            lambda connection: connection.execute("SELECT seq, code, record FROM dead_letter ORDER BY id").fetchall()
+        )
+    assert gate.oracle.values("telemetry") == [0, 1, 2, 5]
+    assert [(seq, code) for seq, code, _ in rows] == [(4, "bad_label"), (5, "bad_label")]
+    assert '"n":3' in rows[0][2]
+
+
+@pytest.mark.parametrize("answer", [(401, "unauthenticated"), (403, "wrong_device"), (409, "replica_cloned")])
+async def test_a_refusal_is_told_and_loses_nothing(gate: RunningGate, tmp_path: Path, answer: tuple[int, str]) -> None:
+    async with running_device(tmp_path, gate.url, token="another-token-of-16") as device:
+        await until(lambda: device.engine.state.phase is Phase.REFUSED)
+        assert device.engine.state.code == "bad_token"
+    async with running_device(tmp_path, gate.url) as device:
+        await until(lambda: device.engine.state.phase is Phase.ONLINE)
+        gate.oracle.faults.append(answer)
+        await device.enqueue(1, 2)
+        await device.drained()
+        assert device.engine.state.phase is Phase.ONLINE
+    assert gate.oracle.values("telemetry") == [1, 2]
+
+
+async def test_a_forgotten_device_enrols_again_with_a_new_token(gate: RunningGate, tmp_path: Path) -> None:
+    async with running_device(tmp_path, gate.url) as device:
+        await device.enqueue(0)
+        await device.drained()
+        gate.oracle.keys.clear()
+        await device.enqueue(1, 2)
+        await until(lambda: device.engine.state.phase is Phase.REFUSED)
+        assert device.engine.state.code == "unauthenticated"
+    from tests.integration.edge_agent import gate as gate_module
+
+    other = "a-second-token-of-16"
+    original, gate_module.TOKEN = gate_module.TOKEN, other
+    try:
+        async with running_device(tmp_path, gate.url, token=other) as device:
+            await device.drained()
+            status = await device.queue.status()
+    finally:
+        gate_module.TOKEN = original
+    assert gate.oracle.values("telemetry") == [0, 1, 2]
+    assert [(fact["epoch"], fact["seq"]) for fact in gate.oracle.facts] == [(1, 1), (2, 1), (2, 2)]
+    assert (status.epoch, status.streams["telemetry"].acknowledged_seq) == (2, 2)
+
+
+async def test_a_kill_before_the_key_is_kept_makes_it_enrol_again(gate: RunningGate, tmp_path: Path) -> None:
+    async with running_device(tmp_path, gate.url) as device:
+        await until(lambda: device.engine.state.phase is Phase.ONLINE)
+    (tmp_path / "device.key").unlink()
+    async with running_device(tmp_path, gate.url) as device:
+        await device.enqueue(0)
+        await device.drained()
+    assert [fact["epoch"] for fact in gate.oracle.facts] == [2]
+
+
+async def test_a_damaged_database_is_set_aside_and_a_new_epoch_begins(gate: RunningGate, tmp_path: Path) -> None:
+    async with running_device(tmp_path, gate.url) as device:
+        await device.enqueue(0)
+        await device.drained()
+    (tmp_path / "queue.db").write_bytes(b"rust" * 5000)
+    async with running_device(tmp_path, gate.url) as device:
+        await device.enqueue(1)
+        await device.drained()
+        assert (await device.queue.status()).epoch == 2
+    assert len(list(tmp_path.glob("queue.db.corrupt-*"))) == 1
+    assert gate.oracle.values("telemetry") == [0, 1]
+
+
+async def test_a_full_queue_refuses_and_loses_nothing(gate: RunningGate, tmp_path: Path) -> None:
+    limits = OfflineSettings(capacity_operations=25)
+    async with Link(gate.port) as link:
+        link.cut()
+        async with running_device(tmp_path, link.url, limits=limits) as device:
+            await device.enqueue(*range(20))
+            with pytest.raises(OverloadedError) as refused:
+                await device.enqueue(*range(20, 30))
+            assert refused.value.code == "queue_full"
+            await device.enqueue(*range(20, 25))
+            link.heal()
+            await device.drained()
+            await device.enqueue(25)
+            await device.drained()
+    assert gate.oracle.values("telemetry") == list(range(26))
+
+
+async def test_what_is_no_gate_is_waited_for(tmp_path: Path, gate: RunningGate) -> None:
+    async def portal(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\nConnection: close\r\n\r\n<html></html>")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(portal, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with running_device(tmp_path, f"http://127.0.0.1:{port}") as device:
+        await until(lambda: device.engine.state.phase is Phase.OFFLINE)
+        assert device.engine.state.code == "no_gate"
+        await device.enqueue(1)
+    server.close()
+    async with running_device(tmp_path, gate.url) as device:
+        await device.drained()
+    assert gate.oracle.values("telemetry") == [1]
+    shutil.rmtree(tmp_path)
