@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from primespark.windows.engine import WindowEngine
 from primespark.windows.rules import AggregationRule, load_rules
 
 DEFAULT_RULES = "config/stream_rules.yaml"
-_STOP_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 2.0
 
 log = get_logger(__name__)
 
@@ -82,7 +83,9 @@ async def _serve(settings: Settings, rules: list[AggregationRule]) -> None:
             log.info("stream_worker_starting", rules=[rule.rule_id for rule in rules if rule.enabled])
             await _run_until_stopped(app, worker, stopping)
     finally:
-        await producer.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await producer.stop()
         store.close()
     log.info("stream_worker_stopped")
 

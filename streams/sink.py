@@ -21,6 +21,9 @@ from streams.topics import DEAD_LETTER_TOPIC
 
 # Below the broker's usual bound of 1 MB with room for headers; longer poison is cut.
 _MAX_DEAD_LETTER_BYTES = 900_000
+_ROWS_PER_STATEMENT = 1000
+# A thread that waits for a lock cannot be cancelled, and would keep the process from ending.
+_STATEMENT_TIMEOUT_MS = 5000
 
 Message = tuple[str, bytes, bytes, list[tuple[str, bytes]]]
 
@@ -106,10 +109,15 @@ class PostgresStore:
 
     def upsert(self, results: Sequence[WindowResult]) -> None:
         """One transaction for all."""
+        from sqlalchemy import text
+
         from primespark.store import windows
 
+        rows = [result.to_row() for result in results]
         with self._engine.begin() as connection:
-            windows.upsert(connection, [result.to_row() for result in results])
+            connection.execute(text(f"SET LOCAL statement_timeout = {_STATEMENT_TIMEOUT_MS}"))
+            for start in range(0, len(rows), _ROWS_PER_STATEMENT):
+                windows.upsert(connection, rows[start : start + _ROWS_PER_STATEMENT])
 
     def close(self) -> None:
         """Close the pool."""

@@ -27,9 +27,10 @@ from streams.snapshots import SnapshotStore
 SNAPSHOT_INTERVAL_S = 1.0
 _COALESCE_S = 0.05
 _TICK_S = 1.0
-_MAX_WAITING = 20_000
+_MAX_WAITING = 5_000
 _RETRY_BASE_S = 0.2
 _RETRY_MAX_S = 5.0
+_LAST_CYCLE_TIMEOUT_S = 2.0
 
 log = get_logger(__name__)
 
@@ -88,6 +89,7 @@ class StreamWorker:
         self._snapshots = snapshots
         self._outgoing = Outgoing()
         self._assigned = asyncio.Event()
+        self._leaving = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self._wake = asyncio.Event()
@@ -146,15 +148,17 @@ class StreamWorker:
             else:
                 self.engine.restore(snapshot, now_ms, restart_idle=True)
         log.info("partitions_assigned", partitions=len(mine), restored=len(found))
+        self._leaving.clear()
         self._assigned.set()
         self._wake.set()
 
     async def revoked(self) -> None:
         """Persist what can be persisted at once and forget all partitions."""
+        self._leaving.set()
         if self._assigned.is_set():
             self._assigned.clear()
             await self._last_cycle()
-        # A cycle of the old assignment that still retries gives up when it sees another epoch.
+        # What still works for the old assignment gives up when it sees another epoch.
         self._epoch += 1
         self._outgoing = Outgoing()
         self._room.set()
@@ -273,8 +277,11 @@ class StreamWorker:
 
     async def _last_cycle(self) -> None:
         """One cycle without retries: what fails is read again under the next assignment."""
+        epoch = self._epoch
         try:
-            async with asyncio.timeout(3.0), self._cycle:
+            async with asyncio.timeout(_LAST_CYCLE_TIMEOUT_S), self._cycle:
+                if epoch != self._epoch:
+                    return  # the cycle before it gave up, and a snapshot now would hide that its results are missing
                 if len(self._outgoing):
                     await self._sink.deliver(self._outgoing)
                 snapshots = [self.engine.snapshot(*partition) for partition in self.engine.take_changed()]
@@ -283,8 +290,15 @@ class StreamWorker:
         except Exception as error:  # noqa: BLE001 (whatever failed, the records are read again)
             log.warning("last_cycle_failed", error=str(error))
 
+    async def _is_leaving_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._leaving.wait()
+        except TimeoutError:
+            return False
+
     async def _retry(self, action: Callable[[], Awaitable[None]], epoch: int | None = None) -> None:
-        """Repeat `action` until it succeeds, or the assignment it worked for is gone."""
+        """Repeat `action` until it succeeds, or the assignment of its `epoch` goes, which ends the epoch."""
         pause_s = _RETRY_BASE_S
         while epoch is None or epoch == self._epoch:
             try:
@@ -293,8 +307,12 @@ class StreamWorker:
                 self.statistics.failures += 1
                 self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 log.warning("retrying", error=self.failure)
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a secret)
                 pause_s = min(pause_s * 2, _RETRY_MAX_S)
+                jittered_s = pause_s * random.uniform(0.25, 0.5)  # noqa: S311 (jitter, not a secret)
+                if epoch is None:
+                    await asyncio.sleep(jittered_s)
+                elif await self._is_leaving_within(jittered_s):
+                    self._epoch += 1
             else:
                 self.failure = ""
                 return

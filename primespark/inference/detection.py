@@ -75,7 +75,7 @@ class SsdDetector:
 
 
 def candidates(scores: NDArray[np.float32], boxes: NDArray[np.float32], minimum_score: np.float32) -> list[Candidate]:
-    """What reaches the minimum in scores [1, anchors, classes] with boxes [1, anchors, 1, 4]: the best 400, best first."""
+    """What reaches the minimum, best first, at most 400; scores [1, anchors, classes], boxes [1, anchors, 1, 4]."""
     classes = scores.shape[-1]
     flat = scores.reshape(-1)
     chosen = (flat >= minimum_score).nonzero()[0]

@@ -1,0 +1,41 @@
+"""Rollups: assets over the samples of the store."""
+
+# Without postponed annotations: Dagster looks at the type of `context` itself.
+
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from primespark_assets.partitions import FIRST_HOUR, HOURS
+from resources import StoreResource
+
+_BEFORE_ALL = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dg.asset(
+    key_prefix="analytics",
+    group_name="analytics",
+    deps=[["edge", "telemetry"], ["edge", "metrics"]],
+    kinds={"postgres"},
+    partitions_def=HOURS,
+    # One run for any range: what an hour costs is a statement, what a run costs is two seconds of processor time.
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    code_version="1",
+)
+def hourly_rollup(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+    """Count, sum, spread, extremes, first and last of each series and hour, computed again where samples are new."""
+    from primespark.store import rollups
+
+    window = context.partition_time_window
+    # Samples of a clock that was never set are older than the first partition, and nobody else would take them.
+    start = _BEFORE_ALL if window.start <= FIRST_HOUR else window.start
+    with store.transaction() as connection:
+        rows = rollups.refresh_hours(connection, start, window.end)
+    context.log.info("renewed %d rows of [%s, %s)", rows, window.start, window.end)
+    return dg.MaterializeResult(
+        metadata={
+            "renewed_rows": rows,
+            "window_start": dg.MetadataValue.timestamp(window.start),
+            "window_end": dg.MetadataValue.timestamp(window.end),
+        }
+    )

@@ -1,0 +1,25 @@
+"""Jobs: what is launched together."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from primespark_assets.analytics.assets import hourly_rollup
+from primespark_assets.ml.assets import STAGES
+
+# A run whose process was killed stays "started" until run monitoring gives it up; until then no other may start.
+_MAX_RUNTIME_S = 600
+
+hourly_rollup_job = dg.define_asset_job(
+    "hourly_rollup_job",
+    selection=[hourly_rollup],
+    description="Roll up the samples of one or more hours.",
+    tags={"dagster/max_runtime": str(_MAX_RUNTIME_S)},
+)
+
+digits_pipeline_job = dg.define_asset_job(
+    "digits_pipeline_job",
+    selection=dg.AssetSelection.assets(*STAGES),
+    description="From labels to a better digit reader in service, or to the reason why not.",
+    tags={"dagster/max_runtime": str(_MAX_RUNTIME_S)},
+)

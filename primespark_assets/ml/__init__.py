@@ -1,0 +1,1 @@
+"""The eight stages of the digit reader and what starts them."""

@@ -1,0 +1,1 @@
+"""Data that devices pushed, as assets the graph begins with."""

@@ -1,0 +1,93 @@
+"""Edge data in Dagster's history: one materialisation per class and tick, without a run, however many batches came.
+
+The cursor is a position in the sync log, whose order is commit order. Dagster stores events before the cursor, so a
+daemon killed between the two comes here again with the old cursor: each event carries the position it reached, and a
+tick goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from primespark_assets.sync.assets import CLASSES, EDGE
+from resources import Later, StoreResource
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from primespark.store.sync_log import ClassSummary, LogSummary
+
+LONG_POLL_S = 4.5
+_MAX_LOG_ROWS_PER_TICK = 10_000
+_MAX_DEVICES_NAMED = 100
+
+
+@dg.sensor(
+    name="edge_batches",
+    minimum_interval_seconds=1,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Records what devices pushed.",
+)
+def edge_batches(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
+    """Record what came in since the cursor; wait for something if nothing did."""
+    from primespark.store import sync_log
+
+    after = _position(context.cursor)
+
+    def look(connection: Connection) -> LogSummary | Later:
+        summary = sync_log.summarise(connection, after, _MAX_LOG_ROWS_PER_TICK)
+        return summary if summary.next_cursor > after else Later("nothing came in")
+
+    summary = store.wait_for(look, LONG_POLL_S, sync_log.CHANNEL)
+    if isinstance(summary, Later):
+        return dg.SensorResult(skip_reason=dg.SkipReason(summary.reason), cursor=context.cursor)
+
+    def again(position: int) -> LogSummary:
+        with store.transaction() as connection:
+            return sync_log.summarise(connection, position, _MAX_LOG_ROWS_PER_TICK)
+
+    events = [_event(name, found) for name in CLASSES if (found := _unrecorded(context.instance, name, summary, again))]
+    return dg.SensorResult(asset_events=events, cursor=json.dumps({"v": 1, "log_seq": summary.next_cursor}))
+
+
+def _unrecorded(
+    instance: dg.DagsterInstance, name: str, summary: LogSummary, again: Callable[[int], LogSummary]
+) -> ClassSummary | None:
+    """What of a class no materialisation tells of yet."""
+    found = summary.classes.get(name)
+    recorded = _recorded(instance, name)
+    if found is None or found.log_from > recorded:
+        return found
+    return None if found.log_to <= recorded else again(recorded).classes.get(name)
+
+
+def _recorded(instance: dg.DagsterInstance, name: str) -> int:
+    event = instance.get_latest_materialization_event(dg.AssetKey([EDGE, name]))
+    materialization = event.asset_materialization if event else None
+    value = materialization.metadata.get("log_to") if materialization else None
+    return int(str(value.value)) if value else 0
+
+
+def _event(name: str, found: ClassSummary) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        asset_key=[EDGE, name],
+        description=f"{found.rows} facts in {found.batches} batches of {len(found.devices)} devices",
+        metadata={
+            "log_from": found.log_from,
+            "log_to": found.log_to,
+            "devices": dg.MetadataValue.json(list(found.devices[:_MAX_DEVICES_NAMED])),
+            "device_count": len(found.devices),
+            "batches": found.batches,
+            "rows": found.rows,
+            "time_from": dg.MetadataValue.timestamp(found.time_from),
+            "time_to": dg.MetadataValue.timestamp(found.time_to),
+        },
+    )
+
+
+def _position(cursor: str | None) -> int:
+    return int(json.loads(cursor)["log_seq"]) if cursor else 0
