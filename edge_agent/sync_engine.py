@@ -178,7 +178,7 @@ class SyncEngine:
             response = await self._gate.push(batch)
         except InvalidInputError as error:
             if error.code in _DAMAGED_ON_THE_WAY:
-                raise
+                raise UnavailableError(error.message, remedy="check what stands between", code=error.code) from None
             log.warning("batch_refused", batch_seq=batch.batch_seq, records=batch.records, code=error.code)
             await self._outgoing.reject(batch.batch_seq, error.code)
             return

@@ -8,7 +8,7 @@ from primespark_assets.analytics.assets import hourly_rollup
 from primespark_assets.ml.assets import STAGES
 
 # A run whose process was killed stays "started" until run monitoring gives it up; until then no other may start.
-_MAX_RUNTIME_S = 600
+_MAX_RUNTIME_S = 300
 
 hourly_rollup_job = dg.define_asset_job(
     "hourly_rollup_job",

@@ -14,8 +14,9 @@ from primespark.core.paths import home, private_directory
 from primespark.core.settings import Settings
 from primespark.errors import MissingDependencyError
 from primespark.windows.engine import Partition
+from streams.contracts import Incoming
 from streams.topics import require_bootstrap_servers
-from streams.worker import Incoming, StreamWorker
+from streams.worker import StreamWorker
 
 APP_ID = "primespark-streams"
 # A worker that was killed holds its partitions until its session ends.
@@ -67,7 +68,7 @@ def build_app(settings: Settings) -> Any:
 def _no_tables() -> Any:
     from faust.tables import TableManager
 
-    class NoTables(TableManager):  # type: ignore[misc]
+    class NoTables(TableManager):
         """Has no tables, so it does not wait a second for them to be declared."""
 
         logger = logging.getLogger("faust.tables")

@@ -6,21 +6,18 @@ A message is taken whole or not at all: what is said here to be malformed goes t
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
+from primespark.core.encoding import decompress
 from primespark.errors import InvalidInputError, MalformedError, TooLargeError, UnsupportedMediaError
 from primespark.windows.records import Batch
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 JSON_RECORD = "application/json"
 JSON_LINES_ZSTD = "application/x-ndjson+zstd"
 MAX_DECODED_BYTES = 16 * 1024 * 1024
+# Rows are taken in without a pause, so their number bounds how long nothing else happens.
+MAX_ROWS = 20_000
 # A record may go out again as one message, escaped to up to six times its size, which must stay below 1 MB.
 MAX_RECORD_BYTES = 128 * 1024
 _MAX_LOG_SEQ_DIGITS = 19
@@ -43,36 +40,29 @@ def decode(
     if content_type == JSON_RECORD:
         lines = [value]
     elif content_type == JSON_LINES_ZSTD:
-        lines = [line for line in _decompress(value).split(b"\n") if line.strip()]
+        lines = [line for line in decompress(value, MAX_DECODED_BYTES).split(b"\n") if line.strip()]
     else:
         raise UnsupportedMediaError(f"content type {content_type[:80]!r}")
+    if len(lines) > MAX_ROWS:
+        raise TooLargeError(f"more than {MAX_ROWS} records")
     rows = [_row(line) for line in lines]
     return Batch(topic, partition, offset, rows, log_seq=_log_seq(by_name), at_ms=at_ms)
-
-
-def _decompress(value: bytes) -> bytes:
-    decompressor = zstd.ZstdDecompressor()
-    try:
-        data = decompressor.decompress(value, max_length=MAX_DECODED_BYTES + 1)
-    except zstd.ZstdError:
-        raise MalformedError("not zstd") from None
-    if len(data) > MAX_DECODED_BYTES:
-        raise TooLargeError(f"more than {MAX_DECODED_BYTES} bytes when decompressed")
-    if not decompressor.eof or decompressor.unused_data:
-        raise MalformedError("zstd frame is truncated, or followed by other bytes")
-    return data
 
 
 def _row(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_RECORD_BYTES:
         raise TooLargeError(f"a record of more than {MAX_RECORD_BYTES} bytes")
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise MalformedError("not JSON") from None
     if not isinstance(row, dict):
         raise MalformedError("a record is a JSON object")
     return row
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _log_seq(headers: dict[str, bytes]) -> int | None:

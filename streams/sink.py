@@ -85,7 +85,7 @@ class Sink:
         """Publish and store all of it; an error leaves it to be delivered again, whole."""
         acknowledgements = [
             await self._producer.send(topic, value, key=key, headers=headers)
-            for topic, key, value, headers in _messages(outgoing)
+            for topic, key, value, headers in to_messages(outgoing)
         ]
         await asyncio.gather(*acknowledgements)
         newest = {result.key: result for _topic, result in outgoing.results}
@@ -124,7 +124,8 @@ class PostgresStore:
         self._engine.dispose()
 
 
-def _messages(outgoing: Outgoing) -> list[Message]:
+def to_messages(outgoing: Outgoing) -> list[Message]:
+    """What `deliver` publishes: topic, key, value and headers of each message."""
     as_json = ("content-type", b"application/json")
     messages: list[Message] = []
     for topic, result in outgoing.results:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from aiokafka.errors import KafkaError
 
@@ -20,9 +20,9 @@ from primespark.core.clock import wall_clock_ms
 from primespark.core.logging import get_logger
 from primespark.errors import InvalidInputError
 from primespark.windows.engine import Partition, WindowEngine
-from streams.decode import Headers, decode
-from streams.sink import DeadLetter, Outgoing, Sink
-from streams.snapshots import SnapshotStore
+from streams.contracts import Incoming, ResultSink, Snapshots, Source
+from streams.decode import decode
+from streams.sink import DeadLetter, Outgoing
 
 SNAPSHOT_INTERVAL_S = 1.0
 _COALESCE_S = 0.05
@@ -33,32 +33,6 @@ _RETRY_MAX_S = 5.0
 _LAST_CYCLE_TIMEOUT_S = 2.0
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """A message as the broker gave it; `generation` is that of the group when it was read."""
-
-    topic: str
-    partition: int
-    offset: int
-    value: bytes | None
-    headers: Headers | None
-    at_ms: int | None
-    generation: int | None
-
-
-class Source(Protocol):
-    """What the worker needs of the consumer group."""
-
-    def generation(self) -> int | None:
-        """The present generation of the group."""
-
-    async def seek(self, topic: str, partition: int, offset: int) -> None:
-        """Read on from `offset`."""
-
-    async def commit(self, offsets: Mapping[Partition, int]) -> None:
-        """Commit next offsets; those of partitions no longer at hand are dropped."""
 
 
 @dataclass(slots=True)
@@ -80,7 +54,7 @@ class Statistics:
 class StreamWorker:
     """Runs an engine between a source, a sink and a snapshot store; all methods on one event loop."""
 
-    def __init__(self, engine: WindowEngine, source: Source, sink: Sink, snapshots: SnapshotStore) -> None:
+    def __init__(self, engine: WindowEngine, source: Source, sink: ResultSink, snapshots: Snapshots) -> None:
         self.engine = engine
         self.statistics = Statistics()
         self.failure = ""

@@ -6,7 +6,6 @@ Real bytes over real sockets; what it can do to them is what a network can do: r
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass
 from typing import Self
 
@@ -91,39 +90,42 @@ class Link:
             return
         pair = {writer, upstream_writer}
         self._open |= pair
+        if self._is_cut:  # while the target was called
+            self.cut()
         losing = asyncio.Event()
+        up = asyncio.create_task(self._up(reader, upstream_writer, losing))
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._up(reader, upstream_writer, losing))
-                tasks.create_task(self._down(upstream_reader, writer, losing))
-        except* (OSError, _BrokenOff):
+            await self._down(upstream_reader, writer, losing)
+            # Everything came through: what is still in our buffer goes out before the end does.
+            writer.close()
+            await writer.wait_closed()
+        except OSError:
             pass
         finally:
             self._open -= pair
+            up.cancel()
             for end in pair:
                 end.transport.abort()
+            await asyncio.gather(up, return_exceptions=True)
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event) -> None:
-        while chunk := await reader.read(_CHUNK_BYTES):
-            if self._lose_reply_to is not None and chunk.startswith(self._lose_reply_to):
-                self._lose_reply_to = None
-                losing.set()
-            self.counts.bytes_up += len(chunk)
-            writer.write(chunk)
-            await writer.drain()
-        with contextlib.suppress(OSError):
+        try:
+            while chunk := await reader.read(_CHUNK_BYTES):
+                if self._lose_reply_to is not None and chunk.startswith(self._lose_reply_to):
+                    self._lose_reply_to = None
+                    losing.set()
+                self.counts.bytes_up += len(chunk)
+                writer.write(chunk)
+                await writer.drain()
             writer.write_eof()
+        except OSError:
+            writer.transport.abort()  # which ends the other direction
 
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event) -> None:
         while chunk := await reader.read(_CHUNK_BYTES):
             if losing.is_set():
                 self.counts.replies_lost += 1
-                raise _BrokenOff
+                raise ConnectionAbortedError("the reply is lost")
             self.counts.bytes_down += len(chunk)
             writer.write(chunk)
             await writer.drain()
-        raise _BrokenOff
-
-
-class _BrokenOff(Exception):  # noqa: N818 (control flow inside one relay, never seen outside)
-    """The connection ends here."""

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -74,8 +75,6 @@ class EmbeddedPostgres:
             MissingDependencyError: A needed program is not installed.
         """
         private_directory(self._folder)
-        if not self._password_file.exists():
-            write_private(self._password_file, secrets.token_urlsafe(24).encode())
         if (self._data / "PG_VERSION").exists():
             self._check_version()
             self._clear_stale_lock()
@@ -83,6 +82,7 @@ class EmbeddedPostgres:
             self._create()
 
     def _create(self) -> None:
+        write_private(self._password_file, secrets.token_urlsafe(24).encode())
         # A start that was killed half way leaves a staging folder; only a finished one gets the name.
         staging = self._folder / "data.staging"
         shutil.rmtree(staging, ignore_errors=True)
@@ -108,6 +108,12 @@ class EmbeddedPostgres:
                 f"{self._data} was made by PostgreSQL {found}, this is {MAJOR_VERSION}",
                 remedy="dump it with the old version and load it here; it is never converted silently",
                 code="store_version",
+            )
+        if not self._password_file.exists():
+            raise ConfigurationError(
+                f"{self._password_file} is missing, without which nobody can log in to {self._data}",
+                remedy="restore the file, or move the folder away to start with an empty store",
+                code="store_password",
             )
 
     def _clear_stale_lock(self) -> None:
@@ -156,14 +162,14 @@ class EmbeddedPostgres:
             connection = psycopg2.connect(
                 dbname="postgres", host="127.0.0.1", port=self.port, user=USER, password=password, connect_timeout=2
             )
+            with closing(connection):
+                connection.autocommit = True
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
+                    if cursor.fetchone() is None:
+                        cursor.execute(f'CREATE DATABASE "{DATABASE}"')
         except psycopg2.OperationalError:
             return False
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
-            if cursor.fetchone() is None:
-                cursor.execute(f'CREATE DATABASE "{DATABASE}"')
-        connection.close()
         return True
 
     def _command(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import fcntl
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -112,9 +113,7 @@ class Stack:
         """Stop everything and free the state directory."""
         await self.supervisor.stop()
         (self._home / "run" / "store.url").unlink(missing_ok=True)
-        for leftover in self._sockets.iterdir():
-            leftover.unlink(missing_ok=True)
-        self._sockets.rmdir()
+        shutil.rmtree(self._sockets, ignore_errors=True)
         self._lock.close()
 
     def _services(self) -> list[Service]:

@@ -28,6 +28,8 @@ _PR_SET_PDEATHSIG = 1
 _PROBE_INTERVAL_S = 0.05
 _STOP_TIMEOUT_S = 8.0
 _RESTART_BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+# A service that ran this long starts again without the pauses of its earlier deaths.
+_STABLE_AFTER_S = 60.0
 # A service that dies this often before it was ever ready will not get better by itself.
 _MAX_FALSE_STARTS = 3
 _MAX_LOG_BYTES = 5_000_000
@@ -86,6 +88,7 @@ class _Entry:
         self.ready = asyncio.Event()
         self.process: asyncio.subprocess.Process | None = None
         self.restarts = 0
+        self.started = 0.0
         self.prepared_once = False
         self.failure: UnavailableError | None = None
         self.keeper: asyncio.Task[None] | None = None
@@ -165,6 +168,8 @@ class Supervisor:
                 if self._is_stopping():
                     return
                 self._change(entry, State.RESTARTING)
+                if time.monotonic() - entry.started > _STABLE_AFTER_S:
+                    entry.restarts = 0
                 pause = _RESTART_BACKOFF_S[min(entry.restarts, len(_RESTART_BACKOFF_S) - 1)]
                 entry.restarts += 1
                 if not entry.ready.is_set() and entry.restarts >= _MAX_FALSE_STARTS:
@@ -180,13 +185,13 @@ class Supervisor:
         entry.process = await self._spawn(service)
         self._change(entry, State.STARTING)
         ended = asyncio.create_task(entry.process.wait())
-        started = time.monotonic()
+        entry.started = time.monotonic()
         try:
             while not ended.done() and not self._stopping:
                 if await service.is_ready():
                     await self._became_ready(entry)
                     break
-                if time.monotonic() - started > service.start_timeout_s:
+                if time.monotonic() - entry.started > service.start_timeout_s:
                     raise UnavailableError(f"{service.name} was not ready after {service.start_timeout_s:.0f} s")
                 await asyncio.wait({ended}, timeout=_PROBE_INTERVAL_S)
             status = await ended
@@ -232,12 +237,11 @@ class Supervisor:
                 log.warning("service_killed", name=entry.service.name, after_s=_STOP_TIMEOUT_S)
                 _kill_group(process.pid)
                 await process.wait()
+        # The keeper ends what is left of the process group; here its id might already be someone else's.
         if entry.keeper is not None:
             entry.keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await entry.keeper
-        if process is not None:
-            _kill_group(process.pid)
         self._change(entry, State.STOPPED)
 
     def _is_stopping(self) -> bool:

@@ -2,12 +2,16 @@
 
 # Without postponed annotations: Dagster looks at the type of `context` itself.
 
+import warnings
 from datetime import UTC, datetime
 
 import dagster as dg
 
 from primespark_assets.partitions import FIRST_HOUR, HOURS
 from resources import StoreResource
+
+# `backfill_policy` is beta; what is used of it is covered by a test.
+warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
 
 _BEFORE_ALL = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -3,7 +3,7 @@
 # Without postponed annotations: Dagster looks at the type of `context` itself.
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
@@ -14,7 +14,11 @@ BETTER_THAN_CHAMPION = "better_than_champion"
 # MLflow knows no compare-and-swap: one run at a time may compare with the champion and replace it.
 MODEL_POOL = "digits_model"
 
-Shown: TypeAlias = dg.MaterializeResult
+if TYPE_CHECKING:
+    Shown = dg.MaterializeResult[None]
+else:
+    # Dagster does not recognise the generic form beside a check.
+    Shown = dg.MaterializeResult
 
 
 def _stage(after: list[str], kinds: set[str], **options: Any) -> Callable[[Callable[..., Shown]], dg.AssetsDefinition]:
@@ -44,9 +48,11 @@ def data_validation(context: dg.AssetExecutionContext, store: StoreResource, blo
     from primespark.ml import digits_pipeline, outputs
 
     stage = Stage(context, store)
-    return result(
-        stage.run(lambda: digits_pipeline.validate(stage.input("data_ingestion", outputs.Ingested), blobs.store()))
-    )
+
+    def work() -> outputs.Validated:
+        return digits_pipeline.validate(stage.input("data_ingestion", outputs.Ingested), blobs.store())
+
+    return result(stage.run(work))
 
 
 @_stage(after=["ml", "data_validation"], kinds={"numpy"})

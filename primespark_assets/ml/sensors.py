@@ -126,6 +126,7 @@ def _last_attempt(instance: dg.DagsterInstance) -> Attempt | None:
     outcome = Outcome.FAILED
     if run.status is dg.DagsterRunStatus.SUCCESS:
         outcome = Outcome.CONCLUDED
-    elif REFUSED_TAG in run.tags:
+    elif REFUSED_TAG in run.tags or run.status is dg.DagsterRunStatus.CANCELED:
+        # A verdict, or a person's will.
         outcome = Outcome.REFUSED
     return Attempt(int(run.tags[LABELS_TAG]), int(run.tags[ATTEMPT_TAG]), outcome)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import SecretStr
 
 from edge_agent.credentials import CredentialFiles
 from edge_agent.database import Database
@@ -57,7 +60,7 @@ class Device:
 async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
     """Return as soon as `condition()` is true."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 (what is watched belongs to another process or thread)
             await asyncio.sleep(0.002)
 
 
@@ -67,9 +70,8 @@ async def running_device(
 ) -> AsyncIterator[Device]:
     """A device at work; ends as by a signal."""
     device_id = "edge-1"
-    folder.mkdir(exist_ok=True)
     database = Database(folder / "queue.db")
-    files = CredentialFiles(folder, EdgeSettings(device_id=device_id, enrolment_token=token))
+    files = CredentialFiles(folder, EdgeSettings(device_id=device_id, enrolment_token=SecretStr(token)))
     queue = OfflineQueue(database, limits or OfflineSettings())
     documents = Documents(database, device_id)
     outgoing = Outgoing(database, device_id, settings.batch_records, 500_000)
@@ -78,7 +80,11 @@ async def running_device(
     deployer = ModelDeployer(folder / "models", slots, documents, files, gate, InferenceSettings())
     engine = SyncEngine(gate, files, outgoing, documents, settings, device_id=device_id, on_documents=deployer.notify)
     loop = asyncio.get_running_loop()
-    database.watch(lambda _: loop.call_soon_threadsafe(engine.notify) and None)
+
+    def notify(_: sqlite3.Connection) -> None:
+        loop.call_soon_threadsafe(engine.notify)
+
+    database.watch(notify)
     tasks = [asyncio.create_task(engine.run()), asyncio.create_task(deployer.run())]
     try:
         yield Device(folder, database, queue, documents, outgoing, engine, slots)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -64,34 +63,34 @@ def test_every_acknowledged_fact_arrives_exactly_once(served_gate: RunningGate, 
 
 
 async def _live_through(gate: RunningGate, folder: Path, steps: list[Any]) -> int:
-    """Run a history; how many facts were acknowledged by the queue."""
-    number, remaining = 0, list(steps)
+    """Run a history to its end, with all sent; how many facts were acknowledged by the queue."""
+    number, remaining = 0, [*steps, ("end",)]
     async with Link(gate.port) as link:
         while remaining:
             async with running_device(folder, link.url) as device:
-                while remaining:
-                    step, *details = remaining.pop(0)
-                    if step == "enqueue":
-                        await device.enqueue(*range(number, number + details[0]))
-                        number += details[0]
-                    elif step == "refuse":
-                        gate.oracle.faults.append(details[0])
-                    elif step == "lose_reply":
+                while (step := remaining.pop(0))[0] not in ("restart", "lose_database", "end"):
+                    if step[0] == "enqueue":
+                        await device.enqueue(*range(number, number + step[1]))
+                        number += step[1]
+                    elif step[0] == "refuse":
+                        gate.oracle.faults.append(step[1])
+                    elif step[0] == "lose_reply":
                         link.lose_next_reply(PUSH)
-                    elif step == "outage":
+                    else:
                         link.cut()
                         await asyncio.sleep(0)
                         link.heal()
-                    else:
-                        break
-                else:
-                    step = "end"
-                if step in ("end", "lose_database"):
+                if step[0] != "restart":
                     await device.drained()
-            if step == "lose_database":
-                for file in folder.glob("queue.db*"):
-                    file.unlink()
+            if step[0] == "lose_database":
+                remove_database(folder)
     return number
+
+
+def remove_database(folder: Path) -> None:
+    """As by a card that went bad."""
+    for file in folder.glob("queue.db*"):
+        file.unlink()
 
 
 async def test_a_lost_reply_is_answered_again_and_counted(gate: RunningGate, tmp_path: Path) -> None:
@@ -173,16 +172,10 @@ async def test_a_forgotten_device_enrols_again_with_a_new_token(gate: RunningGat
         await device.enqueue(1, 2)
         await until(lambda: device.engine.state.phase is Phase.REFUSED)
         assert device.engine.state.code == "unauthenticated"
-    from tests.integration.edge_agent import gate as gate_module
-
-    other = "a-second-token-of-16"
-    original, gate_module.TOKEN = gate_module.TOKEN, other
-    try:
-        async with running_device(tmp_path, gate.url, token=other) as device:
-            await device.drained()
-            status = await device.queue.status()
-    finally:
-        gate_module.TOKEN = original
+    gate.oracle.tokens = {"a-second-token-of-16"}
+    async with running_device(tmp_path, gate.url, token="a-second-token-of-16") as device:
+        await device.drained()
+        status = await device.queue.status()
     assert gate.oracle.values("telemetry") == [0, 1, 2]
     assert [(fact["epoch"], fact["seq"]) for fact in gate.oracle.facts] == [(1, 1), (2, 1), (2, 2)]
     assert (status.epoch, status.streams["telemetry"].acknowledged_seq) == (2, 2)
@@ -207,8 +200,12 @@ async def test_a_damaged_database_is_set_aside_and_a_new_epoch_begins(gate: Runn
         await device.enqueue(1)
         await device.drained()
         assert (await device.queue.status()).epoch == 2
-    assert len(list(tmp_path.glob("queue.db.corrupt-*"))) == 1
+    assert len(set_aside(tmp_path)) == 1
     assert gate.oracle.values("telemetry") == [0, 1]
+
+
+def set_aside(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.name.startswith("queue.db.corrupt-")]
 
 
 async def test_a_full_queue_refuses_and_loses_nothing(gate: RunningGate, tmp_path: Path) -> None:
@@ -245,4 +242,3 @@ async def test_what_is_no_gate_is_waited_for(tmp_path: Path, gate: RunningGate) 
     async with running_device(tmp_path, gate.url) as device:
         await device.drained()
     assert gate.oracle.values("telemetry") == [1]
-    shutil.rmtree(tmp_path)

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -29,6 +31,7 @@ from tests.kafka.brokers import Broker, free_port
 
 PARTITIONS = 3
 START_MS = 1_790_000_040_000
+DEVICES = ("a", "b", "c", "d", "e", "f")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +216,6 @@ class Stage:
 
 def recording(devices: Sequence[str], minutes: int, step_s: int = 5, seed: int = 1) -> list[dict[str, Any]]:
     """Telemetry of devices, in order of time, with a closing record that lets every window close."""
-    import numpy as np
-
     generator = np.random.default_rng(seed)
     rows = [
         {"device_id": device, "ts": START_MS + second * 1000, "cpu_percent": float(generator.uniform(0, 100))}
@@ -227,8 +228,6 @@ def recording(devices: Sequence[str], minutes: int, step_s: int = 5, seed: int =
 
 def averages(rows: Iterable[Mapping[str, Any]], size_ms: int = 60_000) -> dict[tuple[str, int], tuple[float, int]]:
     """(device, start ms) to (mean, count) by numpy, without the windows that a watermark 10 s behind leaves open."""
-    import numpy as np
-
     values: dict[tuple[str, int], list[float]] = {}
     newest: dict[str, int] = {}
     for row in rows:
@@ -240,3 +239,17 @@ def averages(rows: Iterable[Mapping[str, Any]], size_ms: int = 60_000) -> dict[t
         for (device, start), found in values.items()
         if start + size_ms <= newest[device] - 10_000
     }
+
+
+def singles(rows: Iterable[Mapping[str, Any]]) -> list[Sent]:
+    """A message for each row; a device's rows lie in one partition."""
+    return [Sent.row(row, DEVICES.index(row["device_id"]) % PARTITIONS) for row in rows]
+
+
+def equals(stage: Stage, expected: Mapping[tuple[str, int], tuple[float, int]]) -> bool:
+    """The stored windows are exactly the expected ones."""
+    found = stage.windows()
+    return found.keys() == expected.keys() and all(
+        found[key][0] == pytest.approx(mean, rel=1e-12) and found[key][1] == count
+        for key, (mean, count) in expected.items()
+    )

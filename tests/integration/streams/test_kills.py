@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 
 from tests.helpers import wait_until
-from tests.integration.streams.stage import Stage, Worker
-from tests.integration.streams.test_worker import DEVICES, averages, equals, recording, singles
+from tests.integration.streams.stage import DEVICES, Stage, Worker, averages, equals, recording, singles
 
 pytestmark = pytest.mark.parametrize("broker", ["apache_kafka"], indirect=True)
+
+
+def has_counted(stage: Stage, records: float) -> bool:
+    return stage.counted() >= records
 
 
 def test_three_kills_under_load_neither_lose_nor_double_a_record(stage: Stage) -> None:
@@ -20,7 +24,7 @@ def test_three_kills_under_load_neither_lose_nor_double_a_record(stage: Stage) -
     worker = stage.start()
     stage.publish(singles(rows))
     for share in (0.1, 0.35, 0.6):
-        wait_until(lambda goal=share * total: stage.counted() >= goal, 40)
+        wait_until(partial(has_counted, stage, share * total), 40)
         worker.kill()
         assert stage.counted() < total, "the worker was done before it was killed"
         worker = stage.start()

@@ -4,30 +4,12 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from primespark.core.encoding import compress
 from tests.helpers import wait_until
-from tests.integration.streams.stage import START_MS, Sent, Stage, averages, recording
-
-DEVICES = ("a", "b", "c", "d", "e", "f")
-
-
-def partition_of(row: dict[str, object]) -> int:
-    return DEVICES.index(str(row["device_id"])) % 3
-
-
-def singles(rows: list[dict[str, object]]) -> list[Sent]:
-    return [Sent.row(row, partition_of(row)) for row in rows]
-
-
-def equals(stage: Stage, expected: dict[tuple[str, int], tuple[float, int]]) -> bool:
-    found = {key: (value, count) for key, (value, count, _revision) in stage.windows().items()}
-    return found.keys() == expected.keys() and all(
-        found[key] == (pytest.approx(value, rel=1e-12), count) for key, (value, count) in expected.items()
-    )
+from tests.integration.streams.stage import DEVICES, START_MS, Sent, Stage, averages, equals, recording, singles
 
 
 def test_windows_equal_a_recomputation_and_the_worker_stops_with_status_0(stage: Stage) -> None:

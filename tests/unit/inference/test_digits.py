@@ -72,4 +72,5 @@ def test_any_image_gives_features_in_range(size: tuple[int, int], kind: str) -> 
 def test_a_reduced_image_is_the_mean_of_its_blocks() -> None:
     grey = np.random.default_rng(3).integers(0, 241, (32, 32), dtype=np.uint8)
     means = grey.reshape(8, 4, 8, 4).mean(axis=(1, 3)).ravel() / 15 / 16
-    np.testing.assert_allclose(digit_features_of(grey), means, atol=0.6 / 240)
+    # Rows and columns are averaged one after the other, each rounded to a whole level.
+    np.testing.assert_allclose(digit_features_of(grey), means, atol=1.1 / 240)

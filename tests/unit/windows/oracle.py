@@ -89,9 +89,7 @@ def expected_value(function: str, values: Sequence[float], ddof: int = 1) -> flo
     return variance if function == "variance" else math.sqrt(variance)
 
 
-def _watermark(
-    rule: AggregationRule, steps: Sequence[Step], future: set[int], last: int, device: str
-) -> int | None:
+def _watermark(rule: AggregationRule, steps: Sequence[Step], future: set[int], last: int, device: str) -> int | None:
     """How far time has come for the device after step number `last`."""
     config = rule.window_config
     seen = [(number, step) for number, step in enumerate(steps[: last + 1]) if number not in future]
@@ -121,9 +119,7 @@ def _common(rule: AggregationRule, steps: Sequence[Step], clock_ms: int, skipped
     return None if lowest == -math.inf else int(lowest)
 
 
-def _told(
-    rule: AggregationRule, steps: Sequence[Step], skipped: set[int], future: set[int], now: int
-) -> list[Said]:
+def _told(rule: AggregationRule, steps: Sequence[Step], skipped: set[int], future: set[int], now: int) -> list[Said]:
     """What step `now` makes the windows say."""
     config = rule.window_config
     size, offset = config.size_ms, config.offset_ms

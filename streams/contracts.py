@@ -1,0 +1,63 @@
+"""What the worker takes in, and what it needs of the consumer group, the sink and the snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from primespark.windows.engine import Partition
+from streams.decode import Headers
+from streams.sink import Outgoing
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message as the broker gave it; `generation` is that of the group when it was read."""
+
+    topic: str
+    partition: int
+    offset: int
+    value: bytes | None
+    headers: Headers | None
+    at_ms: int | None
+    generation: int | None
+
+
+class Source(Protocol):
+    """What the worker needs of the consumer group."""
+
+    def generation(self) -> int | None:
+        """The present generation of the group."""
+
+    async def seek(self, topic: str, partition: int, offset: int) -> None:
+        """Read on from `offset`."""
+
+    async def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """Commit next offsets; those of partitions no longer at hand are dropped."""
+
+
+class ResultSink(Protocol):
+    """What the worker needs of the place results go to."""
+
+    async def open(self) -> None:
+        """Prepare; repeated until it succeeds."""
+
+    async def deliver(self, outgoing: Outgoing) -> None:
+        """Deliver all of it; may be repeated with the same or with parts of the same."""
+
+
+class Snapshots(Protocol):
+    """What the worker needs of the place snapshots are kept in."""
+
+    async def write(self, snapshot: Mapping[str, Any]) -> int:
+        """Store one durably; returns its size in bytes."""
+
+    async def load(self, partitions: Collection[Partition]) -> dict[Partition, dict[str, Any]]:
+        """The last snapshot of each partition that has one."""
+
+    async def first_offset_from(self, topic: str, partition: int, offset: int) -> int | None:
+        """The offset of the first record at or after `offset`; None if there is none."""
+
+    async def trim(self) -> None:
+        """Delete superseded snapshots where that is needed."""

@@ -1,0 +1,66 @@
+"""Small real programs for a supervisor to run, and looking at processes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from primespark.embedded.probes import tcp_accepts
+from primespark.embedded.supervisor import Service
+
+# Listens once the file `gate` exists; at SIGTERM writes its name to `journal`, or ignores it; may leave a grandchild.
+_PROGRAM = """
+import os, signal, socket, subprocess, sys, time
+name, port, gate, journal, ignores, grandchild = sys.argv[1:]
+if grandchild:
+    child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    open(grandchild, "w").write(str(child.pid))
+def end(*_):
+    with open(journal, "a") as file:
+        file.write(name + "\\n")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if ignores else end)
+while not os.path.exists(gate):
+    time.sleep(0.01)
+server = socket.create_server(("127.0.0.1", int(port)))
+while True:
+    server.accept()[0].close()
+"""
+
+
+def listener(
+    folder: Path,
+    name: str,
+    port: int,
+    *,
+    needs: tuple[str, ...] = (),
+    gate: Path | None = None,
+    ignores_sigterm: bool = False,
+    grandchild: Path | None = None,
+    start_timeout_s: float = 20,
+) -> Service:
+    """A program that listens on `port`."""
+
+    async def is_ready() -> bool:
+        return await tcp_accepts(port)
+
+    arguments = (
+        name, str(port), str(gate or folder), str(folder / "journal"), "yes" if ignores_sigterm else "",
+        str(grandchild or ""),
+    )  # fmt: skip
+    command = (sys.executable, "-S", "-c", _PROGRAM, *arguments)
+    return Service(name=name, command=command, is_ready=is_ready, needs=needs, start_timeout_s=start_timeout_s)
+
+
+def are_gone(process_ids: Iterable[int]) -> bool:
+    """None of them runs; one that nobody has buried yet does not count."""
+    for process_id in process_ids:
+        try:
+            if psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE:
+                return False
+        except psutil.NoSuchProcess:
+            continue
+    return True

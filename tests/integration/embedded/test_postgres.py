@@ -1,0 +1,166 @@
+"""The embedded PostgreSQL: what kills, power cuts and restarts leave behind, and who may log in."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from primespark.embedded.ports import choose_port
+from primespark.embedded.postgres import EmbeddedPostgres
+from primespark.embedded.supervisor import State, Supervisor
+from primespark.errors import ConfigurationError, UnavailableError
+from tests.helpers import wait_until
+from tests.integration.embedded.programs import are_gone
+from tests.postgres import running
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A short path, as sockets need it."""
+    with tempfile.TemporaryDirectory(prefix="ps-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def server(tmp_path: Path, sockets: Path) -> EmbeddedPostgres:
+    return EmbeddedPostgres(tmp_path / "postgres", sockets, choose_port(0, set()))
+
+
+def lock_of(folder: Path) -> Path:
+    return folder / "data" / "postmaster.pid"
+
+
+def execute(server: EmbeddedPostgres, statement: str) -> list[tuple[object, ...]]:
+    with closing(psycopg2.connect(server.url.replace("+psycopg2", ""))) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+
+async def test_committed_rows_survive_kill_9_and_the_supervisor_starts_it_again(
+    server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    readies: list[str] = []
+    supervisor = Supervisor(tmp_path / "logs", lambda _, state: readies.append(state) if state == "ready" else None)
+    await supervisor.start([server.service()])
+    try:
+        await asyncio.to_thread(execute, server, "CREATE TABLE kept (number int)")
+        for number in range(3):
+            await asyncio.to_thread(execute, server, f"INSERT INTO kept VALUES ({number})")
+            os.kill(supervisor.process_ids()["postgres"], signal.SIGKILL)
+            async with asyncio.timeout(20):
+                while len(readies) < number + 2:
+                    await asyncio.sleep(0.02)
+        rows = await asyncio.to_thread(execute, server, "SELECT number FROM kept ORDER BY number")
+        assert rows == [(0,), (1,), (2,)]
+    finally:
+        running_ids = list(supervisor.process_ids().values())
+        await supervisor.stop()
+    assert are_gone(running_ids)
+    assert supervisor.states() == {"postgres": State.STOPPED}
+    assert not lock_of(tmp_path / "postgres").exists(), "it did not shut down in order"
+
+
+def test_a_zombie_in_the_lock_file_does_not_count_as_a_server(tmp_path: Path) -> None:
+    folder = tmp_path / "postgres"
+    with running(folder):
+        pass
+    zombie = subprocess.Popen([sys.executable, "-S", "-c", ""], cwd=folder / "data")
+    wait_until(lambda: Path(f"/proc/{zombie.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    lock_of(folder).write_text(f"{zombie.pid}\n{folder / 'data'}\n")
+    with running(folder) as (server, _process):
+        assert execute(server, "SELECT 1") == [(1,)]
+    zombie.wait()
+
+
+def test_a_foreign_process_under_a_re_used_id_does_not_count_as_a_server(tmp_path: Path) -> None:
+    folder = tmp_path / "postgres"
+    with running(folder):
+        pass
+    lock_of(folder).write_text(f"{os.getpid()}\n{folder / 'data'}\n")
+    with running(folder) as (server, _process):
+        assert execute(server, "SELECT 1") == [(1,)]
+
+
+def test_a_server_that_really_runs_is_left_alone(tmp_path: Path, sockets: Path) -> None:
+    folder = tmp_path / "postgres"
+    with running(folder) as (server, process):
+        second = EmbeddedPostgres(folder, sockets, choose_port(0, set()))
+        with pytest.raises(ConfigurationError, match="already runs") as refused:
+            second.initialise()
+        assert refused.value.code == "store_in_use"
+        assert process.poll() is None
+        assert execute(server, "SELECT 1") == [(1,)]
+
+
+_INITIALISE = """
+import sys
+from pathlib import Path
+from primespark.embedded.postgres import EmbeddedPostgres
+EmbeddedPostgres(Path(sys.argv[1]), Path(sys.argv[1]), 1).initialise()
+"""
+
+
+def test_an_initialisation_that_was_killed_half_way_is_done_again(tmp_path: Path) -> None:
+    folder = tmp_path / "postgres"
+    process = subprocess.Popen([sys.executable, "-c", _INITIALISE, str(folder)], start_new_session=True)
+    wait_until(lambda: (folder / "data.staging" / "PG_VERSION").exists(), interval_s=0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "data").exists()
+    with running(folder) as (server, _process):
+        assert execute(server, "SELECT 1") == [(1,)]
+    assert not (folder / "data.staging").exists()
+
+
+def test_only_the_password_lets_in_and_only_the_owner_can_read_it(tmp_path: Path) -> None:
+    folder = tmp_path / "postgres"
+    with running(folder) as (server, _process):
+        password = (folder / "password").read_text()
+        assert execute(server, "SHOW listen_addresses") == [("127.0.0.1",)]
+        for wrong in ("", "wrong", password[:-1]):
+            url = server.url.replace("+psycopg2", "").replace(password, wrong)
+            with pytest.raises(psycopg2.OperationalError, match="password"):
+                psycopg2.connect(url)
+        assert (folder / "password").stat().st_mode & 0o777 == 0o600
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert password not in " ".join(server.service().command)
+
+
+def test_data_whose_password_was_lost_are_not_touched(tmp_path: Path, server: EmbeddedPostgres) -> None:
+    server.initialise()
+    (tmp_path / "postgres" / "password").unlink()
+    with pytest.raises(ConfigurationError) as refused:
+        server.initialise()
+    assert refused.value.code == "store_password"
+    assert not (tmp_path / "postgres" / "password").exists()
+
+
+def test_data_of_another_major_version_are_not_touched(tmp_path: Path, server: EmbeddedPostgres) -> None:
+    server.initialise()
+    (tmp_path / "postgres" / "data" / "PG_VERSION").write_text("17\n")
+    with pytest.raises(ConfigurationError, match="made by PostgreSQL 17") as refused:
+        server.initialise()
+    assert refused.value.code == "store_version"
+
+
+async def test_a_port_in_use_is_named(tmp_path: Path, sockets: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        server = EmbeddedPostgres(tmp_path / "postgres", sockets, holder.getsockname()[1])
+        supervisor = Supervisor(tmp_path / "logs")
+        with pytest.raises(UnavailableError, match="postgres did not start"):
+            await supervisor.start([server.service()])
+        await supervisor.stop()
+    assert "Address already in use" in (tmp_path / "logs" / "postgres.log").read_text()

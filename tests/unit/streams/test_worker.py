@@ -1,0 +1,248 @@
+"""The worker between in-process ends: whatever fails and whenever, no snapshot hides a result that is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any
+
+import pytest
+
+from primespark.windows.engine import Partition, WindowEngine
+from streams.contracts import Incoming
+from streams.sink import Outgoing
+from streams.worker import StreamWorker
+from tests.unit.windows.histories import make_rule
+
+TOPIC = "in"
+HERE = (TOPIC, 0)
+
+
+class Log:
+    """A partition, a sink and a snapshot store in memory, each of which can be told to fail."""
+
+    def __init__(self) -> None:
+        self.generation_id = 1
+        self.sought: list[int] = []
+        self.committed: dict[Partition, int] = {}
+        self.snapshots: dict[Partition, dict[str, Any]] = {}
+        self.delivered: dict[str, tuple[float | None, int]] = {}
+        self.first = 0
+        self.sink_is_broken = False
+        self.snapshots_are_broken = False
+        self.deliveries = 0
+
+    def generation(self) -> int | None:
+        return self.generation_id
+
+    async def seek(self, topic: str, partition: int, offset: int) -> None:
+        self.sought.append(offset)
+
+    async def commit(self, offsets: Mapping[Partition, int]) -> None:
+        self.committed |= offsets
+
+    async def open(self) -> None:
+        return None
+
+    async def deliver(self, outgoing: Outgoing) -> None:
+        self.deliveries += 1
+        if self.sink_is_broken:
+            raise OSError("the sink is broken")
+        for _topic, result in outgoing.results:
+            self.delivered[result.key] = (result.value, result.revision)
+
+    async def write(self, snapshot: Mapping[str, Any]) -> int:
+        if self.snapshots_are_broken:
+            raise OSError("the snapshots are broken")
+        self.snapshots[snapshot["topic"], snapshot["partition"]] = json.loads(json.dumps(snapshot))
+        return 1
+
+    async def load(self, partitions: Collection[Partition]) -> dict[Partition, dict[str, Any]]:
+        return {key: self.snapshots[key] for key in partitions if key in self.snapshots}
+
+    async def first_offset_from(self, topic: str, partition: int, offset: int) -> int | None:
+        return max(self.first, offset)
+
+    async def trim(self) -> None:
+        return None
+
+
+def message(offset: int, ts: int, value: float = 1.0, generation: int = 1) -> Incoming:
+    row = {"device_id": "a", "ts": ts, "cpu_percent": value}
+    return Incoming(TOPIC, 0, offset, json.dumps(row).encode(), None, None, generation)
+
+
+def new_worker(log: Log) -> StreamWorker:
+    rule = make_rule({"watermark_scope": "key", "allowed_lateness_seconds": 0})
+    return StreamWorker(WindowEngine([rule]), log, log, log)
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 (the conditions are plain values)
+            await asyncio.sleep(0.005)
+
+
+async def running(worker: StreamWorker, body: Callable[[], Awaitable[None]]) -> None:
+    task = asyncio.create_task(worker.run())
+    try:
+        await body()
+    finally:
+        await worker.close()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+async def test_offsets_are_committed_after_results_and_snapshot(log: Log) -> None:
+    worker = new_worker(log)
+
+    async def body() -> None:
+        await worker.assigned([HERE])
+        await worker.handle(message(0, 0, 3.0))
+        await worker.handle(message(1, 10_000))
+        await eventually(lambda: log.committed)
+        assert log.delivered == {"r|a|0|10000": (3.0, 1)}
+        assert log.committed == {HERE: 2}
+        assert log.snapshots[HERE]["next_offset"] == 2
+        assert worker.not_ready == {}
+
+    await running(worker, body)
+
+
+async def test_while_results_cannot_be_delivered_nothing_is_snapshotted_and_a_stop_is_quick(log: Log) -> None:
+    worker = new_worker(log)
+    log.sink_is_broken = True
+
+    async def body() -> None:
+        await worker.assigned([HERE])
+        await worker.handle(message(0, 0, 3.0))
+        await worker.handle(message(1, 10_000))
+        await eventually(lambda: log.deliveries >= 2)
+        assert "broken" in worker.not_ready["delivery"]
+        log.sink_is_broken = False
+        started = asyncio.get_running_loop().time()
+        await worker.revoked()
+        assert asyncio.get_running_loop().time() - started < 1
+
+    await running(worker, body)
+    assert not (log.snapshots or log.committed or log.delivered)
+
+
+async def test_what_a_stop_lost_from_memory_is_said_by_the_next_worker(log: Log) -> None:
+    messages = [message(0, 0, 3.0), message(1, 10_000, 5.0), message(2, 20_000)]
+    log.sink_is_broken = True
+    first = new_worker(log)
+
+    async def broken() -> None:
+        await first.assigned([HERE])
+        for item in messages[:2]:
+            await first.handle(item)
+        await eventually(lambda: log.deliveries)
+
+    await running(first, broken)
+    log.sink_is_broken = False
+    second = new_worker(log)
+
+    async def whole() -> None:
+        await second.assigned([HERE])
+        for item in messages:
+            await second.handle(item)
+        await eventually(lambda: log.committed.get(HERE) == 3)
+
+    await running(second, whole)
+    assert log.delivered == {"r|a|0|10000": (3.0, 1), "r|a|10000|20000": (5.0, 1)}
+
+
+async def test_a_snapshot_that_cannot_be_written_is_not_committed_and_is_repeated(log: Log) -> None:
+    worker = new_worker(log)
+    log.snapshots_are_broken = True
+
+    async def body() -> None:
+        await worker.assigned([HERE])
+        await worker.handle(message(0, 0))
+        await eventually(lambda: worker.statistics.failures)
+        assert log.committed == {}
+        log.snapshots_are_broken = False
+        await eventually(lambda: log.committed == {HERE: 1})
+
+    await running(worker, body)
+
+
+async def test_a_stop_persists_what_was_taken_in(log: Log) -> None:
+    worker = new_worker(log)
+
+    async def body() -> None:
+        await worker.assigned([HERE])
+        await worker.handle(message(0, 0, 3.0))
+        await worker.handle(message(1, 10_000))
+
+    await running(worker, body)
+    assert log.delivered == {"r|a|0|10000": (3.0, 1)}
+    assert log.committed == {HERE: 2}
+
+
+async def test_a_message_of_an_older_assignment_is_not_taken_in(log: Log) -> None:
+    worker = new_worker(log)
+    await worker.assigned([HERE])
+    log.generation_id = 2
+    await worker.handle(message(0, 0, generation=1))
+    assert worker.statistics.messages == 0
+    await worker.handle(message(0, 0, generation=2))
+    assert worker.statistics.messages == 1
+    await worker.close()
+
+
+async def test_records_that_were_skipped_are_asked_for_again_and_gaps_of_the_log_are_not(log: Log) -> None:
+    worker = new_worker(log)
+    await worker.assigned([HERE])
+    await worker.handle(message(0, 0))
+    await worker.handle(message(3, 1))
+    assert (log.sought, worker.statistics.messages) == ([1], 1)
+    await worker.handle(message(1, 2))
+    log.first = 5
+    await worker.handle(message(5, 3))
+    assert (log.sought, worker.statistics.messages) == ([1], 3)
+    await worker.close()
+
+
+async def test_a_message_that_cannot_be_read_is_passed_over_once(log: Log) -> None:
+    worker = new_worker(log)
+    await worker.assigned([HERE])
+    poison = Incoming(TOPIC, 0, 0, b"{", None, None, 1)
+    await worker.handle(poison)
+    await worker.handle(poison)
+    assert (worker.statistics.poison, worker.engine.duplicates) == (1, 1)
+    assert worker.engine.next_offset(*HERE) == 1
+    await worker.close()
+    assert log.committed == {HERE: 1}
+
+
+async def test_too_much_that_waits_holds_messages_back(log: Log) -> None:
+    worker = new_worker(log)
+    log.sink_is_broken = True
+
+    async def fill() -> None:
+        for offset in range(20_000):
+            await worker.handle(message(offset, offset * 10_000))
+
+    await worker.assigned([HERE])
+    filling = asyncio.create_task(fill())
+    await eventually(lambda: worker.statistics.messages > 5_000)
+    taken = worker.statistics.messages
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert worker.statistics.messages == taken < 5_100
+    log.sink_is_broken = False
+    task = asyncio.create_task(worker.run())
+    async with asyncio.timeout(20):
+        await filling
+    await worker.close()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert len(log.delivered) == 19_999
