@@ -28,7 +28,7 @@ MAX_STREAMS = 64
 # What a row costs beside its text; counted, so that small facts do not fill a disk that large ones would not.
 _ROW_BYTES = 64
 # One encoder for all: making one for each fact, as `json.dumps` does, costs more than the encoding.
-_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
+_to_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 
 OPERATIONS = Gauge("primespark_offline_queue_operations", "Facts that wait for the cloud.")
@@ -113,12 +113,12 @@ class OfflineQueue:
             TooLargeError: A fact over 256 KiB.
             OverloadedError: Code `queue_full`, here or from the future; nothing was taken.
         """
-        prepared = [_prepare(fact) for fact in facts]
+        prepared = [encode(fact) for fact in facts]
         return self._database.submit(lambda connection: self._insert(connection, prepared, once))
 
     async def enqueue(self, facts: Sequence[NewFact], once: Sequence[str] | None = None) -> list[int]:
         """`submit`, awaited."""
-        prepared = [_prepare(fact) for fact in facts]
+        prepared = [encode(fact) for fact in facts]
         return await self._database.run(lambda connection: self._insert(connection, prepared, once))
 
     async def unknown(self, keys: Sequence[str]) -> list[str]:
@@ -160,12 +160,13 @@ class OfflineQueue:
             raise OverloadedError(cause, remedy="restore the link to the cloud, or free disk space", code="queue_full")
 
 
-def compose(stream: str, seq: int, tail: bytes) -> bytes:
-    """The fact as JSON on the wire."""
-    return f'{{"op":"append","stream":"{stream}","seq":{seq},'.encode() + tail
+def encode(fact: NewFact) -> tuple[str, bytes]:
+    """Stream and `tail` of a fact: its JSON without stream and seq.
 
-
-def _prepare(fact: NewFact) -> tuple[str, bytes]:
+    Raises:
+        InvalidInputError: A value that is not JSON, or a bad stream name.
+        TooLargeError: Over 256 KiB.
+    """
     stream = fact.stream or fact.data_class.value
     if not _STREAM.fullmatch(stream):
         raise InvalidInputError(f"not a stream name: {stream[:80]!r}", remedy="use letters, digits and _ . : / -")
@@ -173,14 +174,19 @@ def _prepare(fact: NewFact) -> tuple[str, bytes]:
         raise InvalidInputError("the value of a fact is a JSON object", remedy="give a dict")
     try:
         body = (
-            f'"data_class":"{fact.data_class.value}","time":"{to_rfc3339(fact.time)}","boot_id":{_encode(fact.boot_id)},'
-            f'"monotonic_ns":{fact.monotonic_ns:d},"value":{_encode(fact.value)}}}'
+            f'"data_class":"{fact.data_class.value}","time":"{to_rfc3339(fact.time)}","boot_id":{_to_json(fact.boot_id)},'
+            f'"monotonic_ns":{fact.monotonic_ns:d},"value":{_to_json(fact.value)}}}'
         ).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"the value of a fact is not JSON: {error}"[:200], remedy="give plain JSON") from None
     if len(body) > MAX_FACT_BYTES:
         raise TooLargeError(f"a fact of {len(body)} bytes, limit {MAX_FACT_BYTES}", remedy="send large things as blobs")
     return stream, body
+
+
+def compose(stream: str, seq: int, tail: bytes) -> bytes:
+    """The fact as JSON on the wire."""
+    return f'{{"op":"append","stream":"{stream}","seq":{seq},'.encode() + tail
 
 
 def _remember(connection: sqlite3.Connection, key: str) -> bool:

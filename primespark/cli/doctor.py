@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 import typer
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
@@ -69,8 +70,8 @@ def _examine(settings: Settings) -> Iterator[Check]:
     yield _check_home(settings)
     yield _check_clock()
     yield _check_root()
-    yield _check_reachable("store", settings.cloud.store.url and settings.cloud.store.url.get_secret_value(), 5432)
-    yield _check_reachable("cache", settings.cloud.cache.url and settings.cloud.cache.url.get_secret_value(), 6379)
+    yield _check_reachable("store", _revealed(settings.cloud.store.url), 5432)
+    yield _check_reachable("cache", _revealed(settings.cloud.cache.url), 6379)
     servers = settings.cloud.kafka.bootstrap_servers
     yield _check_reachable("kafka", servers and f"kafka://{servers.split(',')[0]}", 9092)
     yield _check_reachable("cloud", settings.network.cloud_url, 80)
@@ -137,6 +138,10 @@ def _check_reachable(name: str, url: str | None, default_port: int) -> Check:
         where = parts.path if parts.scheme == "unix" else f"{address[0]}:{address[1]}"
         return Check(name, State.BAD, f"{where} does not answer: {error}", "start it, or correct its address")
     return Check(name, State.OK, "answers")
+
+
+def _revealed(url: SecretStr | None) -> str | None:
+    return url.get_secret_value() if url else None
 
 
 def _connect_unix(path: str) -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from primespark.errors import PrimeSparkError
+
+if TYPE_CHECKING:
+    from primespark.core.settings import Settings
 
 app = typer.Typer(
     name="primespark",
@@ -179,7 +182,7 @@ def config_check() -> None:
     typer.echo("settings are valid")
 
 
-def _settings():  # type: ignore[no-untyped-def]  # importing the type costs the time `--help` must not take
+def _settings() -> Settings:
     from primespark.core.settings import load_settings
 
     return load_settings(_State.config_file)

@@ -53,7 +53,7 @@ FETCHABLE = {
 
 def list_models(as_json: bool) -> None:
     """Print the bundled and the fetchable models."""
-    rows = [(model.name, model.model_type, model.sha256, "bundled") for model in catalog.BUNDLED]
+    rows = [(model.name, str(model.model_type), model.sha256, "bundled") for model in catalog.BUNDLED]
     for model in FETCHABLE.values():
         state = "fetched" if _path(model).exists() else f"primespark models fetch {model.name}"
         rows.append((model.name, model.model_type, model.sha256, state))

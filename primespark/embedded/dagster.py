@@ -59,7 +59,7 @@ class EmbeddedDagster:
         return f"http://{self._host}:{self._port}"
 
     def services(self, needs: tuple[str, ...]) -> list[Service]:
-        """Code server, daemon and webserver."""
+        """Code server, daemon and webserver; only the daemon's sensors need what is named."""
         python = sys.executable
         workspace = ("-w", str(self._workspace))
         return [
@@ -70,7 +70,6 @@ class EmbeddedDagster:
                     "--module-name", MODULE, "--location-name", LOCATION, "--log-level", "warning",
                 ),
                 is_ready=self._code_server_is_ready,
-                needs=needs,
                 environment=self._environment,
                 prepare=self._prepare,
             ),
@@ -78,7 +77,7 @@ class EmbeddedDagster:
                 name="dagster-daemon",
                 command=(python, "-m", "dagster._daemon", "run", *workspace),
                 is_ready=self._daemon_is_ready,
-                needs=("dagster-code",),
+                needs=("dagster-code", *needs),
                 environment=self._environment,
             ),
             Service(

@@ -77,6 +77,9 @@ class Link:
         """Deliver the next request that starts with `request_prefix`, then break off before its reply arrives."""
         self._lose_reply_to = request_prefix
 
+    def _was_cut_meanwhile(self) -> bool:
+        return self._is_cut
+
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._is_cut:
             self.counts.refused += 1
@@ -90,7 +93,7 @@ class Link:
             return
         pair = {writer, upstream_writer}
         self._open |= pair
-        if self._is_cut:  # while the target was called
+        if self._was_cut_meanwhile():
             self.cut()
         losing = asyncio.Event()
         up = asyncio.create_task(self._up(reader, upstream_writer, losing))

@@ -191,6 +191,9 @@ class ClosedLoop:
                 "PRIMESPARK_EDGE__TELEMETRY__REPLAY_RECORDING": "true",
                 "PRIMESPARK_EDGE__TELEMETRY__INTERVAL_S": "1",
                 "PRIMESPARK_SYNC__BATCH_WAIT_S": "0.5",
+                # The link is cut for seconds here, not for hours.
+                "PRIMESPARK_SYNC__RETRY_BASE_S": "0.2",
+                "PRIMESPARK_SYNC__RETRY_MAX_S": "1",
             },
         )
 
@@ -255,7 +258,7 @@ class ClosedLoop:
 
         async def promoted() -> bool:
             nonlocal found
-            found = await self._in_store(lambda connection: verify.promoted_version(connection, labels))
+            found = int(await self._in_store(lambda connection: verify.promoted_version(connection, labels)))
             return found > 0
 
         await until("a version trained from all labels", promoted, _STEP_TIMEOUT_S)
@@ -267,7 +270,7 @@ class ClosedLoop:
             datetime.fromisoformat((await device.get("/api/v1/inference/stats"))["models"]["digits"]["since"])
             for device in self.devices
         ]
-        return (max(since) - registered).total_seconds()
+        return float((max(since) - registered).total_seconds())
 
     async def _check_windows(self) -> None:
         found: verify.WindowCheck | None = None
@@ -295,10 +298,11 @@ class ClosedLoop:
         self.report.checks["nothing_doubled"] = delivery.duplicates == 0
 
     async def _in_store(self, question: Callable[[Any], Any]) -> Any:
-        assert self._engine is not None  # noqa: S101 (start() has run)
+        engine = self._engine
+        assert engine is not None  # noqa: S101 (start() has run)
 
         def ask() -> Any:
-            with self._engine.connect() as connection:
+            with engine.connect() as connection:
                 return question(connection)
 
         return await asyncio.to_thread(ask)

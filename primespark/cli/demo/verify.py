@@ -58,9 +58,11 @@ def check_windows(connection: Connection, rule_id: str) -> WindowCheck:
     A window is closed for certain when a later window of the same device is stored.
     """
     stored = {
-        (row.group_key, row.window_start): (row.value, row.count)
+        (row.group_key, row.window_start): (row.value, row.records)
         for row in connection.execute(
-            text("SELECT group_key, window_start, value, count FROM metrics.window_result WHERE rule_id = :rule"),
+            text(
+                "SELECT group_key, window_start, value, count AS records FROM metrics.window_result WHERE rule_id = :rule"
+            ),
             {"rule": rule_id},
         )
     }

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ async def test_everything_arrives_in_commit_order(broker: Broker, cloud: Cloud) 
     device = f"order-{'e' if broker.embedded else 'a'}"
     await cloud.transact(lambda connection: enrol(connection, device))
     for batch_seq in range(1, 6):
-        await cloud.transact(lambda connection, number=batch_seq: push(connection, number, device))
+        await cloud.transact(partial(push, batch_seq=batch_seq, device_id=device))
     await run_until_published(cloud, Relay(cloud))
     messages = await published(broker, device)
     assert [log_seq for log_seq, _ in messages] == sorted(log_seq for log_seq, _ in messages)

@@ -164,3 +164,30 @@ async def test_a_port_in_use_is_named(tmp_path: Path, sockets: Path) -> None:
             await supervisor.start([server.service()])
         await supervisor.stop()
     assert "Address already in use" in (tmp_path / "logs" / "postgres.log").read_text()
+
+
+_SUPERVISED = """
+import asyncio, sys
+from pathlib import Path
+from primespark.embedded.postgres import EmbeddedPostgres
+from primespark.embedded.supervisor import Supervisor
+async def main(folder, sockets, port):
+    supervisor = Supervisor(folder / "logs")
+    await supervisor.start([EmbeddedPostgres(folder / "postgres", sockets, port).service()])
+    print(supervisor.process_ids()["postgres"], flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_the_server_shuts_down_in_order_when_its_supervisor_is_killed(tmp_path: Path, sockets: Path) -> None:
+    command = [sys.executable, "-c", _SUPERVISED, str(tmp_path), str(sockets), str(choose_port(0, set()))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    server = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    wait_until(lambda: are_gone([server]), 5)
+    assert not lock_of(tmp_path / "postgres").exists()

@@ -15,6 +15,7 @@ from primespark.core.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("primespark", "edge_agent", "streams", "resources", "primespark_assets")
+METRIC_TYPES = {"Counter", "Gauge", "Histogram"}
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
@@ -39,7 +40,7 @@ def _error_codes() -> set[str]:
 def _metrics() -> set[str]:
     names = set()
     for node in _calls():
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"Counter", "Gauge", "Histogram"} and node.args:
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in METRIC_TYPES and node.args:
             first = node.args[0]
             if isinstance(first, ast.Constant) and str(first.value).startswith("primespark_"):
                 names.add(str(first.value))

@@ -18,7 +18,7 @@ from sklearn.svm import SVC
 
 from primespark.core.manifests import GoldenInput, SigningKey
 from primespark.errors import ConflictError, IntegrityError, InvalidInputError
-from primespark.inference.digits import encode_digit_png
+from primespark.inference.digits import digit_features, encode_digit_png
 from primespark.ml import digits_model, digits_pipeline
 from primespark.ml.arrays import unpack
 from primespark.ml.datasets import LabelledFeatures, held_back_digits, held_back_split
@@ -72,7 +72,7 @@ def test_accuracy_is_that_of_scikit_learn_on_the_raw_digits() -> None:
 def test_the_golden_digit_is_one_the_model_reads() -> None:
     blobs = MemoryBlobs()
     evaluated = digits_pipeline.evaluate(learn(digit_rows(60), blobs), None, blobs, SEED)
-    features = digits_pipeline.digit_features(base64.b64decode(evaluated.golden.image_png_base64))
+    features = digit_features(base64.b64decode(evaluated.golden.image_png_base64))
     label = digits_model.predict(blobs.get(evaluated.artifact), features[np.newaxis])[0]
     assert str(label) == evaluated.golden.label
 
@@ -80,19 +80,18 @@ def test_the_golden_digit_is_one_the_model_reads() -> None:
 def test_the_same_labels_give_the_same_file_in_every_process() -> None:
     """A retry after a kill finds the registered version by its digest; string hashes differ between processes."""
     program = (
-        "from primespark.ml.registry import Registry
-from tests.unit.ml.data import MemoryBlobs, digit_rows\n"
+        "from tests.unit.ml.data import MemoryBlobs, digit_rows\n"
         "from tests.unit.ml.test_digits_pipeline import learn\n"
         "print(learn(digit_rows(60), MemoryBlobs()).artifact)"
     )
     # With these seeds of the string hash the converter's set of domains comes out in both orders.
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}, check=True,
-            capture_output=True, text=True,
-        ).stdout.strip()
-        for seed in ("0", "116")
-    }  # fmt: skip
+    digests = set()
+    for seed in ("0", "116"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        outcome = subprocess.run(
+            [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+        )
+        digests.add(outcome.stdout.strip())
     assert len(digests) == 1
 
 
@@ -145,7 +144,8 @@ def test_pixels_are_those_that_were_scanned() -> None:
     images, _ = load_digits(return_X_y=True)
     blobs = MemoryBlobs()
     rows = digit_rows(60)
-    preprocessed = digits_pipeline.preprocess(digits_pipeline.validate(digits_pipeline.ingest(rows, blobs), blobs), blobs)
+    validated = digits_pipeline.validate(digits_pipeline.ingest(rows, blobs), blobs)
+    preprocessed = digits_pipeline.preprocess(validated, blobs)
     expected = [images[int(row.sample.removeprefix("digit-"))] for row in rows]
     np.testing.assert_array_equal(unpack(blobs.get(preprocessed.pixels))["pixels"], expected)
 
@@ -170,7 +170,8 @@ def test_only_the_evaluation_set_is_too_little_to_learn_from() -> None:
     _, held_back = held_back_split(SEED)
     rows = [Row(str(i), str(labels[i]), encode_digit_png(images[i].reshape(8, 8))) for i in held_back[:100]]
     blobs = MemoryBlobs()
-    preprocessed = digits_pipeline.preprocess(digits_pipeline.validate(digits_pipeline.ingest(rows, blobs), blobs), blobs)
+    validated = digits_pipeline.validate(digits_pipeline.ingest(rows, blobs), blobs)
+    preprocessed = digits_pipeline.preprocess(validated, blobs)
     with pytest.raises(InvalidInputError) as raised:
         digits_pipeline.engineer_features(preprocessed, blobs, SEED)
     assert raised.value.code == "missing_classes"
@@ -226,6 +227,12 @@ def test_a_model_that_did_not_pass_is_not_deployed() -> None:
 
 def _evaluated(accuracy: float, champion: float | None, is_champion: bool) -> Evaluated:
     return Evaluated(
-        labels=60, artifact="0" * 64, held_back=719, accuracy=accuracy, champion_version=None if champion is None else 1,
-        champion_accuracy=champion, is_champion=is_champion, golden=GoldenInput(image_png_base64="", label="0"),
-    )  # fmt: skip
+        labels=60,
+        artifact="0" * 64,
+        held_back=719,
+        accuracy=accuracy,
+        champion_version=None if champion is None else 1,
+        champion_accuracy=champion,
+        is_champion=is_champion,
+        golden=GoldenInput(image_png_base64="", label="0"),
+    )
