@@ -101,9 +101,15 @@ class Documents:
         return await self.change(key, lambda document: dict(merge_patch(document.value, patch)))
 
     async def apply(self, page: PullResponse) -> bool:
-        """Take a page of the cloud's changes and its cursor in one transaction; whether any document changed."""
+        """Take a page of the cloud's changes and its cursor in one transaction; whether any document changed.
+
+        Without an epoch nothing is taken: after a lost database the cloud still knows writes of this device with higher
+        counters than those made since, and would seem to have seen the newer ones.
+        """
 
         def work(connection: sqlite3.Connection) -> bool:
+            if replica.epoch_of(connection) is None:
+                return False
             changed = [adopt(connection, item.change) for item in page.changes]
             if read_number(connection, _CURSOR) != page.next_cursor:
                 write_meta(connection, _CURSOR, page.next_cursor)

@@ -108,6 +108,7 @@ class SyncEngine:
         self._pull_backoff = Backoff(settings.retry_base_s, settings.retry_max_s)
         self._work = asyncio.Event()
         self._flush = False
+        self._epoch_lock = asyncio.Lock()
 
     def notify(self) -> None:
         """Something may wait to be sent."""
@@ -199,10 +200,11 @@ class SyncEngine:
 
     async def _ensure_epoch(self) -> None:
         """A new epoch, when the database does not know one: it was lost, the key was not."""
-        if await self._outgoing.epoch() is None:
-            answer = await self._gate.begin_epoch()
-            await self._outgoing.begin_epoch(answer.epoch)
-            log.warning("new_epoch", epoch=answer.epoch, why="the database was lost or replaced")
+        async with self._epoch_lock:
+            if await self._outgoing.epoch() is None:
+                answer = await self._gate.begin_epoch()
+                await self._outgoing.begin_epoch(answer.epoch)
+                log.warning("new_epoch", epoch=answer.epoch, why="the database was lost or replaced")
 
     async def _take_answer(self, batch: Batch, response: PushResponse) -> None:
         await self._outgoing.acknowledge(batch.batch_seq, response)
@@ -232,6 +234,7 @@ class SyncEngine:
         while True:
             started = loop.time()
             try:
+                await self._ensure_epoch()
                 page = await self._gate.pull(await self._documents.cursor(), PULL_LIMIT, wait_s)
                 is_changed = await self._documents.apply(page)
             except PrimeSparkError as error:

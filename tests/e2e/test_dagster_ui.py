@@ -7,8 +7,10 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from primespark.cli.demo.clients import until
@@ -23,7 +25,8 @@ QUICK = {
     "PRIMESPARK_EDGE__TELEMETRY__REPLAY_RECORDING": "true",
     "PRIMESPARK_SYNC__BATCH_WAIT_S": "0.2",
 }
-UI_TIMEOUT_MS = 60_000
+UI_TIMEOUT_MS = 30_000
+GROUPS = ("analytics", "edge", "ml")
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
@@ -31,7 +34,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     agents = (AgentSpec(DEFAULT_AGENTS[0].device_id, environment=QUICK),)
     home = tmp_path_factory.mktemp("ui") / "home"
@@ -43,7 +46,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         await stack.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
@@ -54,9 +57,9 @@ async def browser() -> AsyncIterator[Browser]:
         await browser.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser, stack: Stack) -> AsyncIterator[Page]:
-    page = await browser.new_page(base_url=stack.endpoints["dagster"], viewport={"width": 1900, "height": 1100})
+    page = await browser.new_page(base_url=stack.endpoints["dagster"], viewport={"width": 3200, "height": 1400})
     page.set_default_timeout(UI_TIMEOUT_MS)
     yield page
     await page.close()
@@ -71,7 +74,8 @@ async def test_the_asset_graph_shows_batches_rollups_and_the_eight_stages(page: 
 
     await until("edge batches in Dagster", batches_arrived, 60)
     await client.aclose()
-    await page.goto("/asset-groups")
+    unfolded = ",".join(f"global@global:{group}" for group in GROUPS)
+    await page.goto(f"/asset-groups?{urlencode({'expanded': unfolded})}")
     for name in (*EDGE_CLASSES, "hourly_rollup", *STAGES):
         await expect(page.get_by_text(name, exact=True).first).to_be_visible(timeout=UI_TIMEOUT_MS)
     await _keep(page, "asset-graph")

@@ -7,13 +7,14 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from primespark.embedded.broker import broker_service
+from primespark.errors import MissingDependencyError
 from tests.helpers import wait_until
 
 KAFKA_VERSION = "3.9.1"
@@ -52,12 +53,12 @@ class ToolMissingError(Exception):
 @contextmanager
 def embedded_broker(folder: Path) -> Iterator[Broker]:
     """The small broker of the `noida-db` wheel."""
-    program = shutil.which("noida-db", path=str(Path(sys.executable).parent)) or shutil.which("noida-db")
-    if program is None:
-        raise ToolMissingError("noida-db is not installed: install primespark[embedded]")
     port = free_port()
-    command = [program, "start", "--data-dir", str(folder / "data"), "--host", "127.0.0.1"]
-    with _running([*command, "--only", "kafka", "--kafka-port", str(port)], folder, port) as process:
+    try:
+        command = broker_service(folder / "data", port).command
+    except MissingDependencyError as error:
+        raise ToolMissingError(error.message) from None
+    with _running(list(command), folder, port) as process:
         yield Broker(f"127.0.0.1:{port}", True, process)
 
 

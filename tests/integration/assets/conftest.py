@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -31,7 +32,7 @@ def instance(home: Path) -> Iterator[dg.DagsterInstance]:
 
 
 @pytest.fixture
-def resources(home: Path) -> dict[str, dg.ConfigurableResource[object]]:
+def resources(home: Path) -> dict[str, Any]:
     """Those of the code location."""
     return {"store": StoreResource(), "blobs": BlobResource(), "registry": RegistryResource()}
 

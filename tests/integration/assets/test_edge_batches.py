@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -62,7 +63,7 @@ def test_ticks_follow_each_other_without_gap_and_without_overlap(
         cursor = found.cursor
     events = materializations(instance, "edge", "telemetry")
     assert [event["rows"] for event in events] == [1] * 5
-    assert all(before["log_to"] < after["log_from"] for before, after in zip(events, events[1:], strict=False))
+    assert all(before["log_to"] < after["log_from"] for before, after in itertools.pairwise(events))
     quiet = tick(edge_batches, instance, resources, cursor)
     assert (quiet.asset_events, quiet.cursor, quiet.skip_message) == ([], cursor, "nothing came in")
 

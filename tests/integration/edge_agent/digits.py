@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,10 @@ def train(count: int) -> bytes:
     images, labels = load_digits(return_X_y=True)
     model = SVC(C=10).fit(images[:count] / 16, labels[:count])
     example = images[:1].astype("float32")
-    onnx = to_onnx(model, example, options={id(model): {"zipmap": False}}, initial_types=None, name="digits")
+    with warnings.catch_warnings():
+        # scikit-learn 1.9 warns of attributes that skl2onnx reads.
+        warnings.simplefilter("ignore", FutureWarning)
+        onnx = to_onnx(model, example, options={id(model): {"zipmap": False}}, name="digits")
     onnx.graph.input[0].name = "input"
     for node in onnx.graph.node:
         node.input[:] = ["input" if name == "X" else name for name in node.input]

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from primespark.core.encoding import content_digest, decode_body
 from primespark.core.manifests import SigningKey
 from primespark.core.web.server import bind
+from primespark.sync.documents import Document, merge
 from primespark.sync.records import PushRequest
 
 TOKEN = "token-of-sixteen-characters"
@@ -111,7 +114,7 @@ class GateOracle:
         watermarks, results, facts, lost = dict(self.watermarks), [], [], []
         for index, record in enumerate(records):
             if record["op"] in ("put", "del"):
-                self.put_document(record["scope"], record["key"], record)
+                self._merge(record)
                 continue
             is_lost = record["op"] == "lost"
             first, last = (record["seq_from"], record["seq_to"]) if is_lost else (record["seq"], record["seq"])
@@ -134,6 +137,13 @@ class GateOracle:
         }  # fmt: skip
         self.answers[key] = (digest, answer)
         return JSONResponse(answer)
+
+    def _merge(self, record: dict[str, Any]) -> None:
+        known = self.documents.get((record["scope"], record["key"]), {"value": {}, "vv": {}, "leaf_hlc": {}})
+        ours, theirs = (Document(change["value"] or {}, change["vv"], change["leaf_hlc"]) for change in (known, record))
+        merged = merge(ours, theirs)
+        change = {"value": merged.value, "vv": merged.vv, "leaf_hlc": merged.leaf_hlc, "hlc": merged.hlc}
+        self.put_document(record["scope"], record["key"], {**record, **change})
 
     def pull(self, device: str, cursor: int) -> dict[str, Any]:
         seen = enumerate(self.log, start=1)
@@ -212,15 +222,22 @@ class RunningGate:
 
 @contextmanager
 def serve_gate() -> Iterator[RunningGate]:
-    """Serve on a thread."""
+    """The gate, served on a thread."""
     listener = bind("127.0.0.1", 0)
     gate = RunningGate(listener.getsockname()[1])
-    config = uvicorn.Config(build(lambda: gate.oracle), log_config=None, timeout_graceful_shutdown=1, lifespan="off")
+    with serve_on_thread(build(lambda: gate.oracle), listener):
+        yield gate
+
+
+@contextmanager
+def serve_on_thread(app: ASGIApp, listener: socket.socket, lifespan: Literal["on", "off"] = "off") -> Iterator[None]:
+    """Serve an application on a bound socket, on a thread."""
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, lifespan=lifespan)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
     thread.start()
     try:
-        yield gate
+        yield
     finally:
         server.should_exit = True
         thread.join(5)

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from primespark.embedded.broker import broker_service
 from primespark.embedded.supervisor import Supervisor
 from primespark.embedded.valkey import valkey_service
+from tests.helpers import wait_until
 from tests.integration.embedded.programs import are_gone
 from tests.kafka.brokers import free_port
 
@@ -35,4 +36,4 @@ async def test_valkey_and_the_broker_serve_and_stop_in_order(tmp_path: Path) -> 
         finally:
             running = list(supervisor.process_ids().values())
             await supervisor.stop()
-    assert are_gone(running)
+    wait_until(lambda: are_gone(running), 2)

@@ -104,7 +104,7 @@ async def test_a_stop_ends_first_what_nobody_needs(tmp_path: Path, changes: Chan
     await supervisor.stop()
     assert (tmp_path / "journal").read_text().split() == ["top", "middle", "base"]
     assert set(supervisor.states().values()) == {State.STOPPED}
-    assert are_gone(running)
+    await until(lambda: are_gone(running), 2)
 
 
 async def test_a_child_that_does_not_listen_to_a_stop_is_killed(
@@ -115,7 +115,7 @@ async def test_a_child_that_does_not_listen_to_a_stop_is_killed(
     await supervisor.start([listener(tmp_path, "deaf", free_port(), ignores_sigterm=True)])
     running = supervisor.process_ids().values()
     await supervisor.stop()
-    assert are_gone(running)
+    await until(lambda: are_gone(running), 2)
 
 
 async def test_a_stop_while_something_starts_leaves_nothing(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ async def test_a_stop_while_something_starts_leaves_nothing(tmp_path: Path) -> N
     await until(lambda: "base" in supervisor.process_ids())
     running = list(supervisor.process_ids().values())
     await asyncio.wait_for(supervisor.stop(), 5)
-    assert are_gone(running)
+    await until(lambda: are_gone(running), 2)
 
 
 async def test_a_program_that_ends_before_it_is_ready_is_given_up_with_its_last_words(

@@ -8,6 +8,7 @@ from edge_agent.database import Database
 from edge_agent.documents import Documents, load_kept, to_change
 from edge_agent.outgoing import Outgoing
 from edge_agent.replica import COUNTERS_PER_EPOCH
+from edge_agent.schema import forget_meta, write_meta
 from primespark.errors import AuthorizationError
 from primespark.sync.documents import Document, write
 from primespark.sync.records import DocumentChange, PulledChange, PullResponse, PushResponse, RecordResult, ResultStatus
@@ -18,6 +19,7 @@ HLC = "1790000000000-0000-cloud"
 
 @pytest.fixture
 def documents(database: Database) -> Documents:
+    database.submit(lambda connection: write_meta(connection, "epoch", 1)).result()
     return Documents(database, "edge-1")
 
 
@@ -56,6 +58,7 @@ async def test_the_same_value_again_writes_nothing(documents: Documents) -> None
 
 async def test_counters_begin_at_the_epoch_and_stamps_increase(database: Database, documents: Documents) -> None:
     outgoing = Outgoing(database, "edge-1", 10, 100_000)
+    await database.run(lambda connection: forget_meta(connection, "epoch"))
     before = await documents.patch("twin", {"reported": {"n": 0}})
     assert 0 < before.vv["edge-1"] < COUNTERS_PER_EPOCH
     await outgoing.begin_epoch(7)
@@ -95,6 +98,12 @@ async def test_the_clouds_word_and_an_unsent_write_both_stand(documents: Documen
     assert await documents.effective("twin") == {"desired": {"rate": 5}, "reported": {"n": 1}}
     (kept,) = await documents.list_all()
     assert kept.is_dirty
+
+
+async def test_without_an_epoch_nothing_is_taken(database: Database, documents: Documents) -> None:
+    await database.run(lambda connection: forget_meta(connection, "epoch"))
+    assert not await documents.apply(page(from_cloud({"desired": {"rate": 5}}, 1)))
+    assert (await documents.cursor(), await documents.list_all()) == (0, [])
 
 
 async def test_an_older_state_changes_nothing(documents: Documents) -> None:

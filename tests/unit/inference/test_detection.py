@@ -110,6 +110,11 @@ def test_candidates_are_all_that_reach_the_minimum_best_first(seed: int, minimum
     assert all(one.score >= other.score for one, other in pairwise(answered))
 
 
+def test_a_score_of_exactly_the_minimum_is_a_candidate() -> None:
+    scores = np.array([[[0.4, 0.39]]], np.float32)
+    assert len(candidates(scores, np.zeros((1, 1, 1, 4), np.float32), np.float32(0.4))) == 1
+
+
 def test_of_too_many_candidates_the_best_are_taken() -> None:
     scores = np.random.default_rng(1).random((1, 100, 90), dtype=np.float32)
     answered = candidates(scores, np.zeros((1, 100, 1, 4), np.float32), np.float32(0))
@@ -126,9 +131,10 @@ class FixedAnswer:
 
     def __init__(self, scores: NDArray[np.float32], boxes: NDArray[np.float32]) -> None:
         self._outputs = [boxes, scores]
+        self.given: tuple[int, ...] = ()
 
     def run(self, inputs: Any) -> list[NDArray[Any]]:
-        assert inputs["image_tensor:0"].shape[0] == 1
+        self.given = inputs["image_tensor:0"].shape
         return self._outputs
 
     def close(self) -> None: ...
@@ -147,6 +153,13 @@ def test_boxes_are_pixels_of_the_given_image_and_stay_inside_it() -> None:
             "box": {"x_min": 50.0, "y_min": 0.0, "x_max": 200.0, "y_max": 50.0},
         }
     ]
+
+
+@pytest.mark.parametrize(("shape", "given"), [((1000, 1000), (1, 1000, 1000, 3)), ((1000, 1001), (1, 300, 300, 3))])
+def test_the_graph_is_spared_images_above_a_million_pixels(shape: tuple[int, int], given: tuple[int, ...]) -> None:
+    engine = FixedAnswer(np.zeros((1, 1, 1), np.float32), np.zeros((1, 1, 1, 4), np.float32))
+    assert SsdDetector(engine, {1: "first"}, 0.5)(np.zeros((*shape, 3), np.uint8)) == []
+    assert engine.given == given
 
 
 @pytest.mark.parametrize("shape", [(1200, 1800), (301, 5000), (10, 200_000), (5000, 1)])

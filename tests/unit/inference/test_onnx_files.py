@@ -74,6 +74,9 @@ PLACES: dict[str, Callable[[TensorProto], onnx.ModelProto]] = {
     "initializer": lambda tensor: model(graph(initializer=[tensor])),
     "constant": lambda tensor: model(graph(nodes=[helper.make_node("Constant", [], ["y"], value=tensor)])),
     "branch": lambda tensor: model(graph(nodes=[branch(tensor)])),
+    "graphs": lambda tensor: model(
+        graph(nodes=[helper.make_node("Odd", [], ["y"], bodies=[graph(initializer=[tensor])], domain="d")])
+    ),
     "function": in_function,
     "sparse": in_sparse,
     "training": in_training,

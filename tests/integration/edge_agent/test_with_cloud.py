@@ -1,0 +1,111 @@
+"""A device against the real cloud service on a real PostgreSQL: both halves of the protocol are of one mind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from primespark.cloud.main import build, build_app
+from primespark.cloud.state import Cloud
+from primespark.core.settings import load_settings
+from primespark.core.web.server import bind
+from primespark.embedded.link import Link
+from primespark.store import devices, documents
+from tests.integration.edge_agent.device import running_device, until
+from tests.integration.edge_agent.digits import make_version
+from tests.integration.edge_agent.gate import serve_on_thread
+
+
+@dataclass(frozen=True, slots=True)
+class RunningCloud:
+    """The cloud and where it listens."""
+
+    cloud: Cloud
+    port: int
+
+    def ask(self, statement: str) -> list[Any]:
+        with self.cloud.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(statement))]
+
+    def token(self) -> str:
+        with self.cloud.engine.begin() as connection:
+            return devices.create_token(connection, 1, timedelta(hours=1))
+
+    def desire(self, value: dict[str, Any]) -> None:
+        with self.cloud.engine.begin() as connection:
+            documents.write_cloud(connection, "edge-1", "twin", {"desired": value})
+
+    def reported(self) -> dict[str, Any]:
+        with self.cloud.engine.connect() as connection:
+            twin = documents.read(connection, "edge-1", "twin")
+        found: dict[str, Any] = twin.value.get("reported", {}) if twin else {}
+        return found
+
+
+@pytest.fixture
+def running_cloud(store_engine: Engine, tmp_path: Path) -> Iterator[RunningCloud]:
+    url = store_engine.url.render_as_string(hide_password=False)
+    cloud = build(load_settings(overrides={"cloud": {"store": {"url": url}}}), tmp_path / "home")
+    listener = bind("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    with serve_on_thread(build_app(cloud), listener, lifespan="on"):
+        yield RunningCloud(cloud, port)
+    cloud.engine.dispose()
+
+
+async def test_facts_are_stored_once_though_replies_are_lost(running_cloud: RunningCloud, tmp_path: Path) -> None:
+    async with (
+        Link(running_cloud.port) as link,
+        running_device(tmp_path / "device", link.url, token=running_cloud.token()) as device,
+    ):
+        for number in range(0, 300, 30):
+            if number % 90 == 0:
+                link.lose_next_reply(b"POST /sync/v1/push")
+            await device.enqueue(*range(number, number + 30))
+            await device.drained()
+        status = await device.queue.status()
+    facts = running_cloud.ask("SELECT epoch, seq, (value->>'n')::int FROM sync.fact ORDER BY seq")
+    assert facts == [(1, n + 1, n) for n in range(300)]
+    assert running_cloud.ask("SELECT count(*) FROM sync.lost") == [(0,)]
+    assert running_cloud.ask("SELECT count(*) FROM metrics.sample") == [(300,)]
+    assert status.replayed_batches == link.counts.replies_lost > 0
+
+
+async def test_a_lost_database_goes_on_in_a_new_epoch(running_cloud: RunningCloud, tmp_path: Path) -> None:
+    url, folder = f"http://127.0.0.1:{running_cloud.port}", tmp_path / "device"
+    async with running_device(folder, url, token=running_cloud.token()) as device:
+        await device.documents.patch("twin", {"reported": {"n": 1}})
+        await device.enqueue(0, 1)
+        await device.drained()
+    for name in ("queue.db", "queue.db-wal", "queue.db-shm"):
+        (folder / name).unlink(missing_ok=True)
+    async with running_device(folder, url) as device:
+        await device.documents.patch("twin", {"reported": {"n": 2}})
+        await device.enqueue(2)
+        await device.drained()
+    assert running_cloud.ask("SELECT epoch, seq, (value->>'n')::int FROM sync.fact ORDER BY 1, 2") == [
+        (1, 1, 0), (1, 2, 1), (2, 1, 2),
+    ]  # fmt: skip
+    assert running_cloud.reported() == {"n": 2}
+
+
+async def test_a_model_travels_and_is_reported(running_cloud: RunningCloud, tmp_path: Path) -> None:
+    version = make_version(1, running_cloud.cloud.signing_key)
+    for blob in (version.onnx, version.manifest):
+        running_cloud.cloud.blobs.put(blob)
+    url = f"http://127.0.0.1:{running_cloud.port}"
+    async with running_device(tmp_path / "device", url, token=running_cloud.token()) as device:
+        await until(lambda: device.engine.state.last_pull_at is not None)
+        await asyncio.to_thread(running_cloud.desire, {"models": {"digits": version.pointer}})
+        await until(lambda: device.slots.get("digits") is not None)
+        await until(lambda: running_cloud.reported().get("models", {}).get("digits", {}).get("version") == 1)
+        await asyncio.to_thread(running_cloud.desire, {"models": {"digits": {**version.pointer, "version": 2}}})
+        await until(lambda: device.engine.state.last_pull_at is not None)
+    assert running_cloud.reported()["models"]["digits"].keys() >= {"version", "digest", "since"}
