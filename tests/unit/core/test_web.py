@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Annotated, Any
 
 import httpx2
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from primespark.core.encoding import compress, content_digest
 from primespark.core.web import Principal, Role, create_app, read_json, read_model, require
+from primespark.core.web.server import bind
 from primespark.errors import AuthenticationError, ConfigurationError, OverloadedError
 
 LIMIT = 10_000
@@ -195,3 +197,18 @@ def test_health_pages() -> None:
     opened = Client(make([], open_health=True))
     assert opened("GET", "/health", None).status_code == 200
     assert "primespark_http_requests_total" in opened("GET", "/metrics", None).text
+
+
+async def test_answers_are_not_held_back_by_nagle() -> None:
+    listener = bind("127.0.0.1", 0)
+    listener.listen()
+    accepted: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+
+    async def on_connection(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set_result(writer.get_extra_info("socket"))
+
+    async with await asyncio.start_server(on_connection, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        connection = await accepted
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        writer.close()

@@ -12,7 +12,7 @@ import pytest
 
 from primespark.embedded.link import Link
 
-BIG = 30_000_000
+BIG = 10_000_000
 
 
 class Echo:
@@ -82,7 +82,7 @@ async def test_a_large_reply_before_the_end_arrives_whole_at_a_slow_reader(link:
     reader, writer = await call(link)
     writer.write(b"big\n")
     received = 0
-    while chunk := await asyncio.wait_for(reader.read(100_000), 5):
+    while chunk := await asyncio.wait_for(reader.read(2_000), 5):
         received += len(chunk)
         await asyncio.sleep(0)
     writer.close()
@@ -106,6 +106,18 @@ async def test_a_cut_breaks_off_what_is_open_and_refuses_what_is_new(link: Link,
     assert await ask(link, b"during\n") == b""
     assert link.counts.refused == 1
     assert echo.received == [b"before\n"]
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cut_while_the_target_is_called_lets_nothing_through(link: Link, echo: Echo, turns: int) -> None:
+    reader, writer = await call(link)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    link.cut()
+    writer.write(b"sneaked\n")
+    with suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert echo.received == []
 
 
 async def test_a_healed_link_lets_new_connections_through(link: Link) -> None:
