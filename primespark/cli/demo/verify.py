@@ -61,7 +61,8 @@ def check_windows(connection: Connection, rule_id: str) -> WindowCheck:
         (row.group_key, row.window_start): (row.value, row.records)
         for row in connection.execute(
             text(
-                "SELECT group_key, window_start, value, count AS records FROM metrics.window_result WHERE rule_id = :rule"
+                "SELECT group_key, window_start, value, count AS records FROM metrics.window_result"
+                " WHERE rule_id = :rule"
             ),
             {"rule": rule_id},
         )
