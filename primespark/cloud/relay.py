@@ -130,7 +130,7 @@ def render(batches: Sequence[outbox.OutboxBatch]) -> list[Message]:
         topic = TOPICS.get(batch.data_class)
         if topic is None or not batch.rows:
             continue
-        lines = "\n".join(json.dumps(row, separators=(",", ":")) for row in batch.rows)
+        lines = "\n".join(json.dumps(row, separators=(",", ":"), ensure_ascii=False) for row in batch.rows)
         headers = [("content-type", JSON_LINES_ZSTD), ("log_seq", str(batch.log_seq).encode())]
         messages.append(Message(topic, batch.device_id.encode(), compress(lines.encode()), headers))
     return messages

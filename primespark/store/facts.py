@@ -10,11 +10,13 @@ from typing import Any
 from primespark.errors import InvalidInputError
 from primespark.store.labels import Label
 from primespark.store.samples import Sample, check
-from primespark.store.values import LARGEST_NUMBER, check_text, check_time
+from primespark.store.values import LARGEST_NUMBER, check_text, check_time, storable_json
 from primespark.sync.records import DataClass, Fact
 
 MAX_MEASUREMENTS_PER_FACT = 100
 MAX_LABEL_BYTES = 64 * 1024
+# The stream worker takes records of up to 128 KiB, the identity of the fact included.
+MAX_VALUE_BYTES = 100 * 1024
 _PNG = b"\x89PNG\r\n\x1a\n"
 _METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 _DATASET = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -28,6 +30,20 @@ def check_fact(fact: Fact) -> None:
     """
     check_time(fact.time)
     check_text(fact.boot_id)
+
+
+def storable_value(fact: Fact) -> str:
+    """The fact's value as JSON text.
+
+    Raises:
+        InvalidInputError: Code `unstorable_value` or `fact_too_large`.
+    """
+    value = storable_json(fact.value)
+    if len(value.encode()) > MAX_VALUE_BYTES:
+        raise InvalidInputError(
+            f"a fact of more than {MAX_VALUE_BYTES} bytes", remedy="send a blob and its name", code="fact_too_large"
+        )
+    return value
 
 
 def measurements(device_id: str, fact: Fact) -> list[Sample]:

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from primespark.errors import AuthenticationError, ConflictError, InvalidInputError
 from primespark.store import documents, facts, labels, samples, server, sync_log
 from primespark.store.schema import batch, device, lost, watermark
-from primespark.store.values import clean_text, storable_json
+from primespark.store.values import clean_text
 from primespark.sync.records import (
     DataClass,
     DocumentChange,
@@ -27,6 +27,8 @@ from primespark.sync.records import (
 MAX_STREAMS_PER_EPOCH = 64
 # A device sends a batch only after the answer to the one before; the rest tells an old copy of it from a stranger.
 KEPT_ANSWERS = 100
+# A row of the log becomes one message to Kafka, which takes 1 MB.
+MAX_LOG_ROW_BYTES = 512 * 1024
 _REJECTED = "rejected: "
 
 
@@ -115,7 +117,7 @@ class _Intake:
             return
         try:
             facts.check_fact(fact)
-            value = storable_json(fact.value)
+            value = facts.storable_value(fact)
             measured = facts.measurements(self.device_id, fact)
             if fact.data_class is DataClass.LABELS:
                 dataset, label = facts.label(self.device_id, fact)
@@ -159,16 +161,19 @@ class _Intake:
         return True
 
     def _ranges(self) -> list[sync_log.FactRange]:
-        groups: dict[tuple[str, str], list[Fact]] = {}
-        for fact, _ in self._facts:
-            groups.setdefault((fact.stream, fact.data_class), []).append(fact)
+        sizes: dict[tuple[str, str], int] = {}
+        groups: dict[tuple[str, str, int], list[Fact]] = {}
+        for fact, value in self._facts:
+            kind = (fact.stream, fact.data_class)
+            sizes[kind] = sizes.get(kind, 0) + len(value.encode())
+            groups.setdefault((*kind, sizes[kind] // MAX_LOG_ROW_BYTES), []).append(fact)
         return [
             sync_log.FactRange(
                 data_class=data_class, device_id=self.device_id, epoch=self.epoch, stream=stream,
                 seq_from=group[0].seq, seq_to=group[-1].seq, rows=len(group),
                 time_from=min(fact.time for fact in group), time_to=max(fact.time for fact in group),
             )
-            for (stream, data_class), group in groups.items()
+            for (stream, data_class, _), group in groups.items()
         ]  # fmt: skip
 
 

@@ -133,6 +133,14 @@ async def test_a_bad_batch_is_refused_whole(
     assert (await gate.push(key, batch(1, [fact(1)]))).status_code == 200
 
 
+async def test_a_fact_too_large_for_a_message_is_rejected_and_on_record(gate: Gate) -> None:
+    key = await gate.enrol()
+    answer = await gate.push(key, batch(1, [fact(1, value={"text": "x" * 110_000}), fact(2)]))
+    (result,) = answer.json()["results"]
+    assert (result["index"], result["status"], result["code"]) == (0, "rejected", "fact_too_large")
+    assert (gate.count("sync.fact"), gate.count("sync.lost")) == (1, 1)
+
+
 async def test_a_bomb_is_refused_before_it_unpacks(gate: Gate) -> None:
     key = await gate.enrol()
     sent, headers = encode_body(b" " * 50_000_000)

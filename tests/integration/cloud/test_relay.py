@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -46,11 +47,12 @@ async def cloud(broker: Broker, store_engine: Engine, tmp_path: Path) -> AsyncIt
     cloud.engine.dispose()
 
 
-def push(connection: Connection, batch_seq: int, device_id: str) -> None:
+def push(connection: Connection, batch_seq: int, device_id: str, noise_bytes: int = 0) -> None:
     facts = [
         {
             "data_class": "telemetry", "stream": "telemetry", "seq": seq, "boot_id": "boot", "monotonic_ns": seq,
-            "time": (NOW + timedelta(seconds=seq)).isoformat(), "value": {"cpu_percent": float(seq)},
+            "time": (NOW + timedelta(seconds=seq)).isoformat(),
+            "value": {"cpu_percent": float(seq), "noise": secrets.token_hex(noise_bytes // 2)},
         }
         for seq in range(batch_seq * 10 - 9, batch_seq * 10 + 1)
     ]  # fmt: skip
@@ -114,6 +116,17 @@ async def test_everything_arrives_in_commit_order(broker: Broker, cloud: Cloud) 
     assert [log_seq for log_seq, _ in messages] == sorted(log_seq for log_seq, _ in messages)
     rows = [row for _, rows in messages for row in rows]
     assert rows == [(seq, round((NOW + timedelta(seconds=seq)).timestamp() * 1000)) for seq in range(1, 51)]
+
+
+async def test_a_batch_of_many_megabytes_arrives_in_messages_that_a_broker_takes(broker: Broker, cloud: Cloud) -> None:
+    device = f"large-{'e' if broker.embedded else 'a'}"
+    await cloud.transact(lambda connection: enrol(connection, device))
+    for batch_seq in range(1, 4):
+        await cloud.transact(partial(push, batch_seq=batch_seq, device_id=device, noise_bytes=100_000))
+    await run_until_published(cloud, Relay(cloud))
+    messages = await published(broker, device)
+    assert len({log_seq for log_seq, _ in messages}) == len(messages) >= 6
+    assert [seq for _, rows in messages for seq, _ in rows] == list(range(1, 31))
 
 
 async def test_a_relay_that_dies_before_it_saved_its_position_repeats_under_the_same_log_seq(
