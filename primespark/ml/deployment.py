@@ -32,6 +32,10 @@ class Versions(Protocol):
         """Put a version into service."""
         ...
 
+    def mark(self) -> int | None:
+        """Changes with the registry."""
+        ...
+
 
 def deploy(judged: Judged, evaluated: Evaluated, versions: Versions, blobs: Blobs, key: SigningKey) -> Deployed:
     """Register, sign, promote.
@@ -50,7 +54,7 @@ def deploy(judged: Judged, evaluated: Evaluated, versions: Versions, blobs: Blob
     versions.promote(registered.version)
     return Deployed(
         labels=judged.labels, version=registered.version, registered_at=registered.registered_at, manifest=manifest,
-        artifact=judged.artifact, promoted=True,
+        artifact=judged.artifact, promoted=True, registry_mark=versions.mark(),
     )  # fmt: skip
 
 

@@ -103,10 +103,15 @@ class Judged(StageOutput):
 
 
 class Deployed(StageOutput):
-    """The version in the registry, and the blobs devices need."""
+    """The version in the registry, and the blobs devices need.
+
+    Attributes:
+        registry_mark: The registry's mark after the promotion, see `Registry.mark`.
+    """
 
     version: int
     registered_at: AwareDatetime
     manifest: Sha256
     artifact: Sha256
     promoted: bool
+    registry_mark: int | None

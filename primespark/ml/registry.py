@@ -28,6 +28,13 @@ _FOLDER = "model"
 _ARTIFACT_TAG = "artifact_sha256"
 _MANIFEST_TAG = "manifest_sha256"
 _PASSING_FAULTS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
+_MLFLOW_DEFAULTS = {
+    # It reports its use to its makers unless told not to.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Seven retries with doubling pauses are four minutes, longer than a sensor may take.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,13 @@ class Registry:
         with _passing_faults():
             self._client.set_registered_model_alias(MODEL, ALIAS, str(version))
 
+    def mark(self) -> int | None:
+        """Changes with every write to the registry under the state directory, and costs a stat; None of a server."""
+        if self._tracking_uri is not None:
+            return None
+        file = _database_file()
+        return file.stat().st_mtime_ns if file.exists() else 0
+
     def prepare(self) -> None:
         """Make schema, experiment and model where they are missing."""
         with _passing_faults():
@@ -135,37 +149,41 @@ def prepare(tracking_uri: str | None = None) -> None:
 
 
 def _connect(tracking_uri: str | None) -> MlflowClient:
-    # Read while MLflow is imported: it reports its use to its makers unless told not to.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in _MLFLOW_DEFAULTS.items():
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     if tracking_uri is not None:
         client = MlflowClient(tracking_uri, tracking_uri)
         _make_missing(client, None)
         return client
-    folder = private_directory(home() / "mlflow")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    file = _database_file()
+    private_directory(file.parent)
+    uri = f"sqlite:///{file}"
     # Two processes that make the schema at once leave half of it.
-    with (folder / "prepare.lock").open("w") as lock:
+    with (file.parent / "prepare.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         client = MlflowClient(uri, uri)
-        _make_missing(client, (folder / "artifacts").as_uri())
+        _make_missing(client, (file.parent / "artifacts").as_uri())
     return client
 
 
 def _make_missing(client: MlflowClient, artifact_location: str | None) -> None:
     from mlflow.exceptions import MlflowException
 
-    makers = (
-        lambda: client.get_experiment_by_name(EXPERIMENT) or client.create_experiment(EXPERIMENT, artifact_location),
-        lambda: client.create_registered_model(MODEL),
-    )
-    for make in makers:
-        try:
-            make()
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+    try:
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            client.create_experiment(EXPERIMENT, artifact_location)
+        if not client.search_registered_models(f"name = '{MODEL}'"):
+            client.create_registered_model(MODEL)
+    except MlflowException as error:
+        # Another client of the same server was first; whoever finds one missing comes here again.
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _database_file() -> Path:
+    return home() / "mlflow" / "mlflow.db"
 
 
 def _registered(version: Any) -> RegisteredVersion:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,11 @@ from primespark.store.blobs import BlobStore
 from primespark_assets.definitions import defs
 from primespark_assets.ml.assets import STAGES
 from primespark_assets.ml.stage import REFUSED_TAG
+from tests.helpers import wait_until
 from tests.integration.assets.drive import add_labels, materializations
 from tests.unit.ml.data import digit_rows
 
+ROOT = Path(__file__).parents[3]
 NAMES = [stage.key.path[1] for stage in STAGES]
 
 
@@ -61,6 +67,7 @@ def test_two_versions_then_a_worse_candidate(home: Path, instance: dg.DagsterIns
     champion = registry.champion()
     assert champion is not None
     assert (champion.version, champion.artifact, champion.manifest) == (2, two["artifact"], two["manifest"])
+    assert registry.mark() == two["registry_mark"], "reading must not look like writing"
 
     manifest = _verified(home, blobs, two["manifest"])
     assert (manifest.name, manifest.version, manifest.labels) == ("digits", 2, tuple("0123456789"))
@@ -128,7 +135,34 @@ def test_a_retry_after_a_kill_in_the_deployment_registers_nothing_twice(
 
 
 class KilledError(RuntimeError):
-    """Stands for SIGKILL: nothing after it happens."""
+    """Nothing of the stage happens after it, as after a kill at exactly this place."""
+
+
+@pytest.mark.parametrize("stored", ["training", "model_validation"])
+def test_a_run_process_that_is_killed_leaves_nothing_the_next_run_stumbles_over(
+    home: Path, instance: dg.DagsterInstance, store_engine: Engine, stored: str
+) -> None:
+    """A real SIGKILL as soon as a stage is stored, somewhere in the next one."""
+    add_labels(store_engine, digit_rows(60))
+    program = (
+        "import dagster as dg\n"
+        "from primespark_assets.definitions import defs\n"
+        "with dg.DagsterInstance.ephemeral() as instance:\n"
+        "    defs.resolve_job_def('digits_pipeline_job').execute_in_process(instance=instance)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)
+    wait_until(lambda: latest(store_engine, stored), timeout_s=60)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert run(instance).success
+    deployed = latest(store_engine, "deployment")
+    champion = Registry().champion()
+    assert champion is not None
+    assert deployed is not None
+    assert champion.version == deployed["version"] == 1
+    assert champion.manifest == deployed["manifest"]
+    assert len(list((home / "mlflow" / "artifacts").rglob("model.onnx"))) == 1
 
 
 def test_data_that_cannot_work_are_refused_with_cause_and_remedy(

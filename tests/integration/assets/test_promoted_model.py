@@ -26,7 +26,13 @@ ARTIFACTS = {version: f"{version + 8:x}" * 64 for version in range(1, 5)}
 
 
 def deploy(version: int) -> None:
-    output = {"version": version, "manifest": MANIFESTS[version], "artifact": ARTIFACTS[version], "labels": 60}
+    output = {
+        "version": version,
+        "manifest": MANIFESTS[version],
+        "artifact": ARTIFACTS[version],
+        "labels": 60,
+        "registry_mark": Registry().mark(),
+    }
     StoreResource().save_stage(f"run-{version}", "deployment", output)
 
 
@@ -138,7 +144,7 @@ def test_an_alias_moved_by_hand_is_followed_until_the_next_deployment(
     found = tick(promoted_model, instance, resources)
     registry.promote(1)
     found = tick(promoted_model, instance, resources, found.cursor)
-    assert desired(store_engine, "edge-1")["version"] == 2, "the registry is asked now and then, not in every tick"
+    assert desired(store_engine, "edge-1")["version"] == 2, "the registry is looked at now and then, not in every tick"
     monkeypatch.setattr(rollout, "_ALIAS_INTERVAL_S", 0.0)
     found = tick(promoted_model, instance, resources, found.cursor)
     assert desired(store_engine, "edge-1") == wanted(1)
@@ -147,6 +153,24 @@ def test_an_alias_moved_by_hand_is_followed_until_the_next_deployment(
     deploy(3)
     tick(promoted_model, instance, resources, found.cursor)
     assert desired(store_engine, "edge-1") == wanted(3)
+
+
+def test_a_registry_nobody_else_wrote_to_is_not_asked(
+    instance: dg.DagsterInstance, resources: Resources, store_engine: Engine, devices: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked: list[Registry] = []
+    monkeypatch.setattr(Registry, "champion", lambda registry: asked.append(registry))
+    monkeypatch.setattr(rollout, "_ALIAS_INTERVAL_S", 0.0)
+    deploy(1)
+    cursor = None
+    for _ in range(3):
+        cursor = tick(promoted_model, instance, resources, cursor).cursor
+    assert asked == []
+    registry = Registry()
+    registry.register(ARTIFACTS[1], b"onnx", {})
+    tick(promoted_model, instance, resources, cursor)
+    assert len(asked) == 1
 
 
 def test_a_waiting_tick_acts_when_the_stage_is_committed(

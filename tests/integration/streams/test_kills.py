@@ -1,4 +1,4 @@
-"""`kill -9` of workers under load, on a real Apache Kafka: afterwards every window is right."""
+"""`kill -9` of workers under load: afterwards every window is right."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import pytest
 from tests.helpers import wait_until
 from tests.integration.streams.stage import DEVICES, Stage, Worker, averages, equals, recording, singles
 
-pytestmark = pytest.mark.parametrize("broker", ["apache_kafka"], indirect=True)
+on_apache_kafka = pytest.mark.parametrize("broker", ["apache_kafka"], indirect=True)
 
 
 def has_counted(stage: Stage, records: float) -> bool:
     return stage.counted() >= records
 
 
+@on_apache_kafka
 def test_three_kills_under_load_neither_lose_nor_double_a_record(stage: Stage) -> None:
     rows = recording(DEVICES, minutes=240, step_s=3)
     expected = averages(rows)
@@ -32,6 +33,7 @@ def test_three_kills_under_load_neither_lose_nor_double_a_record(stage: Stage) -
     assert worker.stop()[0] == 0
 
 
+@on_apache_kafka
 def test_two_workers_of_which_one_is_killed(stage: Stage) -> None:
     rows = recording(DEVICES, minutes=120, step_s=5)
     third = len(rows) // 3
@@ -45,3 +47,17 @@ def test_two_workers_of_which_one_is_killed(stage: Stage) -> None:
     (survivor,) = workers.values()
     assert survivor.counter("rebalances") >= 2
     assert survivor.stop()[0] == 0
+
+
+@pytest.mark.parametrize("broker", ["embedded_broker"], indirect=True)
+def test_the_embedded_broker_gives_a_killed_workers_place_to_its_successor(stage: Stage) -> None:
+    """It never evicts a dead member, so the successor comes under the same name."""
+    rows = recording(DEVICES, minutes=20)
+    half = len(rows) // 2
+    stage.publish(singles(rows[:half]))
+    worker = stage.start()
+    wait_until(stage.counted, 30)
+    worker.kill()
+    stage.publish(singles(rows[half:]))
+    stage.start()
+    wait_until(lambda: equals(stage, averages(rows)), 30)

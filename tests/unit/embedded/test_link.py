@@ -79,10 +79,13 @@ async def test_one_connection_carries_many_exchanges(link: Link) -> None:
 
 
 async def test_a_large_reply_before_the_end_arrives_whole_at_a_slow_reader(link: Link) -> None:
-    reader, writer = await call(link)
+    narrow = socket.socket()
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the kernel takes it all at once
+    narrow.connect(("127.0.0.1", link.port))
+    reader, writer = await asyncio.open_connection(sock=narrow, limit=4096)
     writer.write(b"big\n")
     received = 0
-    while chunk := await asyncio.wait_for(reader.read(2_000), 5):
+    while chunk := await asyncio.wait_for(reader.read(4_000), 5):
         received += len(chunk)
         await asyncio.sleep(0)
     writer.close()
