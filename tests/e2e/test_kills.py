@@ -15,6 +15,7 @@ from sqlalchemy import text
 from primespark.cli.demo.clients import DeviceClient, until
 from primespark.core.settings import Settings
 from primespark.embedded.stack import DEFAULT_AGENTS, AgentSpec, Stack
+from primespark.embedded.supervisor import State
 from primespark.store import database
 
 KILLS = 3
@@ -99,6 +100,8 @@ async def _remember_acknowledged(clients: list[DeviceClient], seen: dict[tuple[s
 
 
 async def _kill(stack: Stack, name: str) -> None:
+    # A victim that was killed a moment ago may be on its way up again.
+    await until(f"{name} to run", lambda: _is_running(stack, name), 30)
     victim = stack.supervisor.process_ids()[name]
     os.kill(victim, signal.SIGKILL)
 
@@ -106,3 +109,7 @@ async def _kill(stack: Stack, name: str) -> None:
         return stack.supervisor.process_ids().get(name) not in (None, victim)
 
     await until(f"{name} to be started again", is_another, 30)
+
+
+async def _is_running(stack: Stack, name: str) -> bool:
+    return stack.supervisor.states()[name] in {State.STARTING, State.READY}

@@ -160,7 +160,7 @@ async def test_a_refusal_is_told_and_loses_nothing(gate: RunningGate, tmp_path: 
         gate.oracle.faults.append(answer)
         await device.enqueue(1, 2)
         await device.drained()
-        assert device.engine.state.phase is Phase.ONLINE
+        await until(lambda: device.engine.state.phase is Phase.ONLINE)
     assert gate.oracle.values("telemetry") == [1, 2]
 
 
