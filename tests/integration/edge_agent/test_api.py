@@ -18,6 +18,7 @@ import pytest
 from edge_agent.agent import _build
 from edge_agent.database import Database
 from edge_agent.documents import Documents
+from edge_agent.outgoing import Outgoing
 from primespark.core.settings import load_settings
 from primespark.inference.models import DETECTOR, ServedModel, load_bundled
 from primespark.inference.samples import sample_images
@@ -41,6 +42,7 @@ async def client(tmp_path: Path, detector: Future[ServedModel]) -> AsyncIterator
     database = Database(tmp_path / "queue.db")
     agent = await _build(settings, tmp_path, database, detector)
     agent.service.slots.put(detector.result())
+    agent.app.state.database = database
     transport = httpx2.ASGITransport(app=agent.app)
     key = await asyncio.to_thread((tmp_path / "local.key").read_text)
     async with httpx2.AsyncClient(
@@ -183,6 +185,9 @@ async def test_a_bad_write_is_told_why(
 
 async def test_what_the_cloud_desires_is_not_deleted_here(client: httpx2.AsyncClient) -> None:
     documents: Documents = client._transport.app.state.device.documents  # type: ignore[attr-defined]
+    database: Database = client._transport.app.state.database  # type: ignore[attr-defined]
+    # Only an enrolled device takes what the cloud says.
+    await Outgoing(database, "edge-1", 500, 1_000_000).begin_epoch(1)
     document = write(Document(), {"desired": {"rate": 1}}, replica="cloud", counter=1, hlc="1790000000000-0000-cloud")
     change = DocumentChange.model_validate(
         {
