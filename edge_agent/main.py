@@ -66,7 +66,8 @@ def _load_detector(settings: Settings) -> Future[ServedModel]:
         except Exception as error:  # noqa: BLE001 (handed to whoever waits for the detector)
             loading.set_exception(error)
 
-    threading.Thread(target=load, name="detector", daemon=True).start()
+    # No daemon: an interpreter that ends under a thread which loads a native library aborts (SIGABRT).
+    threading.Thread(target=load, name="detector").start()
     return loading
 
 
