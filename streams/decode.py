@@ -9,12 +9,11 @@ import json
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from primespark.core.encoding import decompress
+from primespark.core.encoding import JSON_LINES_ZSTD, decompress
 from primespark.errors import InvalidInputError, MalformedError, TooLargeError, UnsupportedMediaError
 from primespark.windows.records import Batch
 
 JSON_RECORD = "application/json"
-JSON_LINES_ZSTD = "application/x-ndjson+zstd"
 MAX_DECODED_BYTES = 16 * 1024 * 1024
 # Rows are taken in without a pause, so their number bounds how long nothing else happens.
 MAX_ROWS = 20_000

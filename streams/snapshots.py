@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -17,18 +16,18 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
+from primespark.core.encoding import compress, decompress
 from primespark.core.logging import get_logger
 from primespark.core.settings import KafkaSettings
 from primespark.errors import TooLargeError
 from primespark.windows.engine import Partition
 from streams.topics import SNAPSHOT_TOPIC, require_bootstrap_servers
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
 MAX_SNAPSHOT_BYTES = 1_000_000
+# What a damaged or foreign frame may unpack to at most.
+_MAX_DECODED_BYTES = 64_000_000
+# A higher level than on the wire: the size of a snapshot bounds how many groups there may be.
+_LEVEL = 3
 _READ_TIMEOUT_MS = 500
 # A partition read to its end holds the broker's answer back this long, and with it all others.
 _FETCH_WAIT_MS = 20
@@ -81,7 +80,7 @@ class SnapshotStore:
             _tp, _offset, value = last.get(f"{topic}|{partition}".encode(), (None, None, None))
             if value is None:
                 continue
-            snapshot: dict[str, Any] = json.loads(zstd.decompress(value))
+            snapshot: dict[str, Any] = json.loads(decompress(value, _MAX_DECODED_BYTES))
             end = ends[TopicPartition(topic, partition)]
             if snapshot["next_offset"] > end:
                 log.warning("topic_shorter_than_snapshot", topic=topic, partition=partition, end_offset=end)
@@ -161,4 +160,4 @@ async def _scan(
 
 
 def _encode(snapshot: Mapping[str, Any]) -> bytes:
-    return zstd.compress(json.dumps(snapshot, separators=(",", ":")).encode())
+    return compress(json.dumps(snapshot, separators=(",", ":")).encode(), _LEVEL)

@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from primespark.cloud.metrics import PUBLISHED, RELAY_FAILURES, RELAY_POSITION
 from primespark.cloud.state import Cloud
-from primespark.core.encoding import compress
+from primespark.core.encoding import JSON_LINES_ZSTD, compress
 from primespark.core.logging import get_logger
 from primespark.core.settings import KafkaSettings
 from primespark.errors import TransientError, UnavailableError
@@ -31,7 +31,6 @@ TOPICS = {
     "inference_results": "edge.ai.inference",
     "metrics": "edge.metrics",
 }
-JSON_LINES_ZSTD = b"application/x-ndjson+zstd"
 _BATCHES_PER_READ = 50
 # Growth of the log that no notification told of (a broken listener) is found after this time.
 _IDLE_POLL_S = 5.0
@@ -131,7 +130,7 @@ def render(batches: Sequence[outbox.OutboxBatch]) -> list[Message]:
         if topic is None or not batch.rows:
             continue
         lines = "\n".join(json.dumps(row, separators=(",", ":"), ensure_ascii=False) for row in batch.rows)
-        headers = [("content-type", JSON_LINES_ZSTD), ("log_seq", str(batch.log_seq).encode())]
+        headers = [("content-type", JSON_LINES_ZSTD.encode()), ("log_seq", str(batch.log_seq).encode())]
         messages.append(Message(topic, batch.device_id.encode(), compress(lines.encode()), headers))
     return messages
 

@@ -15,6 +15,8 @@ else:
 
 ZSTD = "zstd"
 IDENTITY = "identity"
+# Content type of a Kafka message that holds one record a line, in one zstd frame.
+JSON_LINES_ZSTD = "application/x-ndjson+zstd"
 # Below this a frame header costs more than compression saves.
 _MINIMUM_COMPRESSED_BYTES = 256
 _LEVEL = 1
@@ -60,9 +62,9 @@ def decode_body(body: bytes, *, encoding: str | None, digest: str | None, max_by
     return payload
 
 
-def compress(payload: bytes) -> bytes:
+def compress(payload: bytes, level: int = _LEVEL) -> bytes:
     """One zstd frame."""
-    return zstd.compress(payload, _LEVEL)
+    return zstd.compress(payload, level)
 
 
 def decompress(body: bytes, max_bytes: int) -> bytes:

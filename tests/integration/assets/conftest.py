@@ -8,10 +8,12 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from sqlalchemy import Engine
 
 from primespark_assets.ml import sensors as ml_sensors
 from primespark_assets.sync import sensors as sync_sensors
 from resources import BlobResource, RegistryResource, StoreResource
+from tests.integration.store.builders import enrol
 
 
 @pytest.fixture
@@ -42,3 +44,11 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ticks that do not wait for something to do."""
     monkeypatch.setattr(sync_sensors, "LONG_POLL_S", 0.0)
     monkeypatch.setattr(ml_sensors, "LONG_POLL_S", 0.0)
+
+
+@pytest.fixture
+def devices(store_engine: Engine, no_waiting: None) -> None:
+    """Two enrolled devices."""
+    with store_engine.begin() as connection:
+        enrol(connection, "edge-1")
+        enrol(connection, "edge-2")

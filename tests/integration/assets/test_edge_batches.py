@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import dagster as dg
-import pytest
 from sqlalchemy import Engine
 
 from primespark.store import documents
@@ -24,13 +23,6 @@ def send(engine: Engine, number: int, seqs: range, stream: str = "telemetry", de
     value = {"cpu_percent": 1.0} if stream == "telemetry" else {"model": "coco-ssd", "predictions": []}
     with engine.begin() as connection:
         push(connection, batch(number, [fact(seq, value, stream) for seq in seqs], device))
-
-
-@pytest.fixture
-def devices(store_engine: Engine, no_waiting: None) -> None:
-    with store_engine.begin() as connection:
-        enrol(connection, "edge-1")
-        enrol(connection, "edge-2")
 
 
 def test_many_batches_of_a_tick_are_one_event_per_class(

@@ -51,13 +51,6 @@ def newest(engine: Engine) -> int:
         return sync_log.newest(connection)
 
 
-@pytest.fixture
-def devices(store_engine: Engine, no_waiting: None) -> None:
-    with store_engine.begin() as connection:
-        enrol(connection, "edge-1")
-        enrol(connection, "edge-2")
-
-
 def test_every_device_gets_the_promoted_model_once(
     instance: dg.DagsterInstance, resources: Resources, store_engine: Engine, devices: None
 ) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import typer
+from fastapi.routing import APIRoute
 
+from edge_agent import api, records_api
 from primespark.cli.main import app
+from primespark.cloud import gate, people
 from primespark.core.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -87,6 +90,19 @@ def test_every_setting_is_explained() -> None:
 
 def test_every_command_is_explained() -> None:
     assert _missing("commands.md", set(_commands(app))) == set()
+
+
+def _routes() -> Iterator[str]:
+    for router in (api.router, records_api.router, gate.router, people.router):
+        for route in router.routes:
+            assert isinstance(route, APIRoute)
+            yield from (f"{method} {route.path}" for method in route.methods or ())
+
+
+def test_every_route_is_explained() -> None:
+    text = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
+    routes = [route.replace("{data_class}", "configurations") for route in _routes()]
+    assert [route for route in routes if not re.search(rf"`{re.escape(route)}[`?]", text)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
