@@ -54,26 +54,28 @@ class StoreResource(dg.ConfigurableResource["StoreResource"]):
     def wait_for(
         self, look: Callable[[Connection], Answer | Later], timeout_s: float, *channels: str
     ) -> Answer | Later:
-        """What `look` answers as soon as it is no `Later`; its last `Later` when the time is over.
+        """What `look` answers as soon as it is no `Later`; its last `Later` when the time is over, or waits are ended.
 
         The sensor daemon visits a sensor every five seconds; one that waits here acts within milliseconds of a commit.
 
         Raises:
             UnavailableError: The store does not answer.
         """
-        from primespark.store.database import Listener
+        from primespark.store.database import END_WAITS_CHANNEL, Listener
 
         deadline = time.monotonic() + timeout_s
         # Listens before it looks: a commit between looking and waiting ends the wait.
-        listener = Listener(self._connected(), *channels)
+        listener = Listener(self._connected(), END_WAITS_CHANNEL, *channels)
         try:
+            is_ended = False
             while True:
                 with self.transaction() as connection:
                     answer = look(connection)
                 remaining_s = deadline - time.monotonic()
-                if not isinstance(answer, Later) or remaining_s <= 0:
+                if not isinstance(answer, Later) or remaining_s <= 0 or is_ended:
                     return answer
-                listener.wait(remaining_s if answer.look_again_s is None else min(remaining_s, answer.look_again_s))
+                pause_s = remaining_s if answer.look_again_s is None else min(remaining_s, answer.look_again_s)
+                is_ended = END_WAITS_CHANNEL in listener.wait(pause_s)
         finally:
             listener.close()
 

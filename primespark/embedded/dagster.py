@@ -9,6 +9,7 @@ import asyncio
 import shutil
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -58,8 +59,13 @@ class EmbeddedDagster:
         """Of the webserver."""
         return f"http://{self._host}:{self._port}"
 
-    def services(self, needs: tuple[str, ...]) -> list[Service]:
-        """Code server, daemon and webserver; only the daemon's sensors need what is named."""
+    def services(self, needs: tuple[str, ...], end_ticks: Callable[[], Awaitable[None]]) -> list[Service]:
+        """Code server, daemon and webserver.
+
+        Args:
+            needs: Services the daemon's sensors need.
+            end_ticks: Ends the ticks that wait; the daemon waits for them before it ends.
+        """
         python = sys.executable
         workspace = ("-w", str(self._workspace))
         return [
@@ -79,6 +85,7 @@ class EmbeddedDagster:
                 is_ready=self._daemon_is_ready,
                 needs=("dagster-code", *needs),
                 environment=self._environment,
+                after_stop_signal=end_ticks,
             ),
             Service(
                 name="dagster-web",

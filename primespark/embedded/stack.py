@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import fcntl
 import os
@@ -29,6 +30,7 @@ from primespark.errors import ConfigurationError, UnavailableError
 PARTS = ("postgres", "valkey", "broker", "cloud", "streams", "dagster", "edge")
 _POSTGRES_PORT = 55432
 _BROKER_PORT = 59092
+_END_WAITS_TIMEOUT_S = 2
 _TOKEN_LIFETIME = timedelta(hours=1)
 _CPU_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -129,7 +131,7 @@ class Stack:
         if "streams" in self._wanted:
             services.append(self._python_service("streams", self._ports["streams"], ("postgres", "broker")))
         if "dagster" in self._wanted:
-            services += self._dagster().services(("postgres",))
+            services += self._dagster().services(("postgres",), self._end_waits)
         if "edge" in self._wanted:
             services += [self._agent_service(agent) for agent in self._agents]
         return services
@@ -162,6 +164,20 @@ class Stack:
                 token = devices.create_token(connection, 1, _TOKEN_LIFETIME)
             write_private(folder / "enrolment.token", token.encode())
         engine.dispose()
+
+    async def _end_waits(self) -> None:
+        with contextlib.suppress(UnavailableError, TimeoutError):
+            async with asyncio.timeout(_END_WAITS_TIMEOUT_S):
+                await asyncio.to_thread(self._notify_waits)
+
+    def _notify_waits(self) -> None:
+        from primespark.store import database
+
+        engine = database.connect(self.store_url, pool_size=1)
+        try:
+            database.end_waits(engine)
+        finally:
+            engine.dispose()
 
     def _python_service(self, command: str, port: int, needs: tuple[str, ...]) -> Service:
         async def is_ready() -> bool:

@@ -64,6 +64,7 @@ class Service:
         environment: Added to the supervisor's environment.
         prepare: Run before each start, after what it needs is ready.
         after_ready: Run once, before the services that need this one start.
+        after_stop_signal: Run when it was asked to end, so that nothing keeps it.
         stop_signal: Asks it to end.
         start_timeout_s: Time from start to ready.
     """
@@ -75,6 +76,7 @@ class Service:
     environment: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[], Awaitable[None]] = _nothing
     after_ready: Callable[[], Awaitable[None]] = _nothing
+    after_stop_signal: Callable[[], Awaitable[None]] = _nothing
     stop_signal: signal.Signals = signal.SIGTERM
     start_timeout_s: float = 60.0
 
@@ -231,6 +233,7 @@ class Supervisor:
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(entry.service.stop_signal)
+            await entry.service.after_stop_signal()
             try:
                 await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
             except TimeoutError:

@@ -19,6 +19,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from primespark.errors import ConfigurationError, UnavailableError
 
 MIGRATION_LOCK = 7_301_001
+# Who waits long for a commit listens to this too, and gives up when told: a service that stops must not wait for it.
+END_WAITS_CHANNEL = "end_waits"
 _CONNECT_TIMEOUT_S = 5
 _CONNECT_OPTIONS: dict[str, Any] = {
     "connect_timeout": _CONNECT_TIMEOUT_S,
@@ -101,6 +103,16 @@ def alembic_config(connection: Connection) -> Config:
     return config
 
 
+def end_waits(engine: Engine) -> None:
+    """End every long wait on the database, see END_WAITS_CHANNEL.
+
+    Raises:
+        UnavailableError: The store does not answer.
+    """
+    with available(), engine.begin() as connection:
+        connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": END_WAITS_CHANNEL})
+
+
 class Listener:
     """Waits for NOTIFY on its own connection.
 
@@ -116,8 +128,8 @@ class Listener:
                 for channel in channels:
                     cursor.execute(f'LISTEN "{channel}"')
 
-    def wait(self, timeout_s: float) -> bool:
-        """Whether something was notified before the time was over.
+    def wait(self, timeout_s: float) -> frozenset[str]:
+        """The channels that were notified; none when the time was over first.
 
         Raises:
             UnavailableError: The connection broke.
@@ -129,11 +141,12 @@ class Listener:
             while True:
                 self._connection.poll()
                 if self._connection.notifies:
+                    notified = frozenset(notification.channel for notification in self._connection.notifies)
                     self._connection.notifies.clear()
-                    return True
+                    return notified
                 remaining_s = deadline - time.monotonic()
                 if remaining_s <= 0:
-                    return False
+                    return frozenset()
                 readable.poll(remaining_s * 1000)
 
     def fileno(self) -> int:

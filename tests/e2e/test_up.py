@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from tests.e2e.processes import processes_of
 from tests.helpers import wait_until
@@ -57,6 +58,25 @@ def test_a_signal_stops_everything(start: Start, tmp_path: Path, number: signal.
     assert len(processes_of(tmp_path / "home")) >= 7
     process.send_signal(number)
     assert process.wait(15) == 0
+    assert processes_of(tmp_path / "home") == []
+
+
+def test_a_signal_does_not_wait_for_sensors_that_wait(start: Start, tmp_path: Path) -> None:
+    process = start("--only", "postgres,dagster")
+    wait_ready(process)
+    engine = create_engine((tmp_path / "home" / "run" / "store.url").read_text())
+
+    def sensors_wait() -> bool:
+        query = text("SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN \"pipeline_stage\"'")
+        with engine.connect() as connection:
+            return bool(connection.execute(query).scalar_one() == 2)
+
+    wait_until(sensors_wait, timeout_s=30)
+    engine.dispose()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert process.stderr is not None
+    assert "service_killed" not in process.stderr.read()
     assert processes_of(tmp_path / "home") == []
 
 

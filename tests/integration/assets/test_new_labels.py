@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from primespark.store import pipeline
 from primespark_assets.definitions import defs
 from primespark_assets.ml.sensors import new_labels
 from primespark_assets.ml.stage import REFUSED_TAG
+from tests.helpers import wait_until
 from tests.integration.assets.drive import add_labels, seconds, tick
 from tests.unit.ml.data import Row
 
@@ -149,3 +151,26 @@ def test_a_tick_waits_for_the_labels_to_settle_and_then_starts(
     with store_engine.connect() as connection:
         quiet = connection.execute(text("SELECT clock_timestamp() - max(received_at) FROM control.label")).scalar_one()
     assert quiet.total_seconds() >= 0.4
+
+
+def test_a_tick_that_waits_ends_when_waits_are_ended(
+    instance: dg.DagsterInstance, resources: Resources, store_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from primespark.store import database
+    from primespark_assets.ml import sensors
+
+    monkeypatch.setattr(sensors, "LONG_POLL_S", 60.0)
+    label(store_engine, 0, 5)
+    ticks: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(lambda: ticks.append(requested(instance, resources)))
+        wait_until(lambda: listens(store_engine, "pipeline_stage"))
+        database.end_waits(store_engine)
+        ended.result(timeout=20)
+    assert ticks == [None]
+
+
+def listens(engine: Engine, channel: str) -> bool:
+    query = text("SELECT count(*) FROM pg_stat_activity WHERE query = :query AND datname = current_database()")
+    with engine.connect() as connection:
+        return bool(connection.execute(query, {"query": f'LISTEN "{channel}"'}).scalar_one())

@@ -55,14 +55,14 @@ def test_a_listener_hears_what_is_committed(store_engine: Engine) -> None:
 
 def test_a_listener_wakes_while_it_waits(store_engine: Engine) -> None:
     listener = database.Listener(store_engine, "sync_log", "other")
-    heard: list[bool] = []
+    heard: list[frozenset[str]] = []
     waiter = threading.Thread(target=lambda: heard.append(listener.wait(30)))
     waiter.start()
     with store_engine.begin() as connection:
         connection.execute(text("NOTIFY other"))
     waiter.join(10)
     listener.close()
-    assert heard == [True]
+    assert heard == [{"other"}]
 
 
 def test_a_listener_says_that_its_connection_broke(store_engine: Engine) -> None:
