@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from primespark.inference.images import decode_image
 from primespark.inference.models import DETECTOR, ServedModel, load_bundled
 from primespark.inference.samples import sample_images
 
-# Where a session's weights happen to lie shifts its time by a percent or two, so several of each are compared.
-_SESSIONS = 3
-_ROUNDS = 80
+# Where a session's weights happen to lie shifts its time by a percent or two, so the mean over several of each is
+# compared.
+_SESSIONS = 6
+_ROUNDS = 60
 _WARM_UP_ROUNDS = 3
 _SEED = 7
 _LIMIT = 1.02
@@ -33,11 +34,10 @@ Call = Callable[[], object]
 def run() -> Iterator[Result]:
     """CPU time of an answer against ONNX Runtime alone, each one thread, on the same frame."""
     image = decode_image(dict(sample_images())[_FRAME], _MAX_PIXELS)
-    models = [load_bundled(DETECTOR, threads=1, minimum_score=0.4) for _ in range(_SESSIONS)]
-    assert [found["label"] for found in models[0].predict(image)] == ["cup", "dining table"]
+    pairs = [(load_bundled(DETECTOR, threads=1, minimum_score=0.4), _raw_session()) for _ in range(_SESSIONS)]
+    assert [found["label"] for found in pairs[0][0].predict(image)] == ["cup", "dining table"]
     served, raw = _interleaved(
-        [_answer(model, image) for model in models],
-        [_session_run(_raw_session(), image) for _ in range(_SESSIONS)],
+        [_answer(model, image) for model, _ in pairs], [_session_run(session, image) for _, session in pairs]
     )
     ratio = served / raw
     yield Result(
@@ -69,9 +69,9 @@ def _session_run(session: Any, image: NDArray[np.uint8]) -> Call:
 
 
 def _interleaved(first: Sequence[Call], second: Sequence[Call]) -> tuple[float, float]:
-    """Median CPU seconds of each kind; every round calls all of both in a new order."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    calls = [(call, taken[0]) for call in first] + [(call, taken[1]) for call in second]
+    """Mean over each kind of the calls' median CPU seconds; every round calls all of both in a new order."""
+    taken: list[list[list[float]]] = [[[] for _ in kind] for kind in (first, second)]
+    calls = [(call, taken[kind][place]) for kind, of in enumerate((first, second)) for place, call in enumerate(of)]
     shuffle = random.Random(_SEED).shuffle  # noqa: S311 (an order, not a secret)
     for index in range(_WARM_UP_ROUNDS + _ROUNDS):
         shuffle(calls)
@@ -79,7 +79,8 @@ def _interleaved(first: Sequence[Call], second: Sequence[Call]) -> tuple[float, 
             spent = _cpu_seconds(call)
             if index >= _WARM_UP_ROUNDS:
                 seconds.append(spent)
-    return median(taken[0]), median(taken[1])
+    served, raw = (mean(median(seconds) for seconds in kind) for kind in taken)
+    return served, raw
 
 
 def _cpu_seconds(call: Call) -> float:
