@@ -8,9 +8,9 @@ from sqlalchemy import Connection, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from primespark.core.identifiers import sha256_hex
+from primespark.core.values import check_text
 from primespark.errors import ConflictError, InvalidInputError
 from primespark.store.schema import api_key
-from primespark.store.values import check_text
 
 ROLES = ("viewer", "operator", "admin")
 FIRST_ADMIN = "admin"

@@ -12,9 +12,9 @@ from sqlalchemy.dialects.postgresql import insert
 
 from primespark.core.clock import utc_now
 from primespark.core.identifiers import sha256_hex
+from primespark.core.values import storable_json
 from primespark.errors import AuthenticationError, ConflictError, NotFoundError
 from primespark.store.schema import device, enrolment_token
-from primespark.store.values import storable_json
 
 # How exactly `last_seen_at` is kept; more would be a write for every request.
 _SEEN_INTERVAL = timedelta(seconds=10)

@@ -10,10 +10,10 @@ from sqlalchemy import Connection, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from primespark.core.clock import Timestamp, wall_clock_ms
+from primespark.core.values import check_text, storable_json
 from primespark.errors import AuthorizationError, InvalidInputError
 from primespark.store import server, sync_log
 from primespark.store.schema import document as document_table
-from primespark.store.values import check_text, storable_json
 from primespark.sync.documents import (
     MAX_LEAVES,
     Document,

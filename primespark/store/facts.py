@@ -7,10 +7,10 @@ import binascii
 import re
 from typing import Any
 
+from primespark.core.values import LARGEST_NUMBER, check_text, check_time, storable_json
 from primespark.errors import InvalidInputError
 from primespark.store.labels import Label
 from primespark.store.samples import Sample, check
-from primespark.store.values import LARGEST_NUMBER, check_text, check_time, storable_json
 from primespark.sync.records import DataClass, Fact
 
 MAX_MEASUREMENTS_PER_FACT = 100

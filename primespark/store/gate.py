@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
+from primespark.core.values import clean_text
 from primespark.errors import AuthenticationError, ConflictError, InvalidInputError
 from primespark.store import documents, facts, labels, samples, server, sync_log
 from primespark.store.schema import batch, device, lost, watermark
-from primespark.store.values import clean_text
 from primespark.sync.records import (
     DataClass,
     DocumentChange,

@@ -13,10 +13,10 @@ from sqlalchemy import Connection, Engine, func, text
 from sqlalchemy import select as query
 from sqlalchemy.dialects.postgresql import insert
 
+from primespark.core.values import EARLIEST
 from primespark.errors import UnavailableError
 from primespark.store.database import connect_outside_pool, store_unavailable
 from primespark.store.schema import log, relay
-from primespark.store.values import EARLIEST
 
 RELAY = "kafka"
 # A batch of the log has at most 5000 facts; a read stops after the batch that fills this.

@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from primespark.core.values import LARGEST_NUMBER, check_text, check_time, storable_json
 from primespark.errors import InvalidInputError
-from primespark.store.values import LARGEST_NUMBER, check_text, check_time, storable_json
 
 MAX_POINTS = 50_000
 # A series is found through a B-tree, whose entries have at most 2704 bytes.

@@ -7,15 +7,21 @@ ends every leaf above or below it that has an older one (`{"a": 1}` against `{"a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from primespark.core.values import storable_json
 from primespark.errors import InvalidInputError
 
 MAX_DEPTH = 32
 MAX_LEAVES = 10_000
+MAX_BYTES = 1024 * 1024
+MAX_POINTER = 512
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # How a leaf that was removed is kept, so that an older write of another replica does not bring it back.
 _REMOVED: Any = object()
@@ -67,6 +73,32 @@ class Document:
         return max(self.leaf_hlc.values(), default="")
 
 
+def check_value(value: dict[str, Any]) -> None:
+    """Refuse a value that some replica could not store, merge or send on.
+
+    Raises:
+        InvalidInputError: Codes `document_too_deep` (arrays count), `document_too_large`, `bad_document` (a name that
+            is too long or has control characters), `unstorable_value`.
+    """
+    _check_depth(value)
+    size = len(storable_json(value).encode())
+    if size > MAX_BYTES:
+        raise InvalidInputError(
+            f"document of {size} bytes, limit {MAX_BYTES}",
+            remedy="send large things as blobs",
+            code="document_too_large",
+        )
+    leaves = flatten(value)
+    if len(leaves) > MAX_LEAVES:
+        raise InvalidInputError(f"document of more than {MAX_LEAVES} leaves", code="document_too_large")
+    if any(len(pointer) > MAX_POINTER or _CONTROL.search(pointer) for pointer in leaves):
+        raise InvalidInputError(
+            f"names that make a path of over {MAX_POINTER} characters, or control characters in a name",
+            remedy="use shorter names",
+            code="bad_document",
+        )
+
+
 def flatten(value: Any, pointer: str = "", depth: int = 0) -> dict[str, Any]:
     """Leaves by JSON pointer: scalars, arrays and empty objects below the root.
 
@@ -101,11 +133,10 @@ def write(document: Document, value: dict[str, Any], *, replica: str, counter: i
     Leaves that do not change keep their timestamp, so an unrelated concurrent write stands.
 
     Raises:
-        InvalidInputError: Too deep or too many leaves.
+        InvalidInputError: As `check_value`.
     """
+    check_value(value)
     before, after = flatten(document.value), flatten(value)
-    if len(after) > MAX_LEAVES:
-        raise InvalidInputError(f"document of more than {MAX_LEAVES} leaves", code="document_too_large")
     stamps = dict(document.leaf_hlc)
     for pointer in before.keys() | after.keys():
         if before.get(pointer, _REMOVED) != after.get(pointer, _REMOVED) or pointer not in stamps:
@@ -159,6 +190,23 @@ def _outdated(stamps: Mapping[str, str]) -> set[str]:
             if other is not None and other != stamp:
                 outdated.add(ancestor if other < stamp else pointer)
     return outdated
+
+
+def _check_depth(value: Any) -> None:
+    level, depth = [value], 0
+    while level:
+        if depth > MAX_DEPTH:
+            raise InvalidInputError(
+                f"document deeper than {MAX_DEPTH} levels", remedy="nest less", code="document_too_deep"
+            )
+        level = [child for parent in level for child in _children(parent)]
+        depth += 1
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _escape(key: str) -> str:

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
+from primespark.core.values import LARGEST_NUMBER
 from primespark.errors import InvalidInputError
 from primespark.store import database, rollups, samples, windows
 from primespark.store.samples import Inserted, Sample, Series
-from primespark.store.values import LARGEST_NUMBER
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)

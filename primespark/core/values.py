@@ -1,4 +1,4 @@
-"""What PostgreSQL can keep of JSON and text, checked before it is asked to."""
+"""What the store can keep of JSON and text, checked before it is asked to, on the device and in the cloud."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from primespark.core.values import check_text, clean_text, storable_json
 from primespark.errors import InvalidInputError
-from primespark.store.values import check_text, clean_text, storable_json
 
 characters = st.characters(codec=None) | st.sampled_from(["\x00", "\\u0000", "\\", "\ud800"])
 texts = st.lists(characters, max_size=5).map("".join)
