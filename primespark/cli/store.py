@@ -6,7 +6,8 @@ from sqlalchemy import Engine
 
 from primespark.core.paths import home
 from primespark.core.settings import Settings
-from primespark.errors import ConfigurationError
+from primespark.embedded.stack import running_on
+from primespark.errors import ConfigurationError, UnavailableError
 from primespark.store.database import connect
 
 
@@ -24,7 +25,11 @@ def store_url(settings: Settings) -> str:
     try:
         return settings.require_store_url()
     except ConfigurationError:
-        running = home() / "run" / "store.url"
-        if not running.exists():
+        if running_on(home()) is None:
             raise
-        return running.read_text(encoding="utf-8").strip()
+        try:
+            return (home() / "run" / "store.url").read_text(encoding="utf-8").strip()
+        except OSError:
+            raise UnavailableError(
+                "the store of `primespark up` is not there yet", remedy="try again in a moment"
+            ) from None

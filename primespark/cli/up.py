@@ -33,10 +33,10 @@ async def _run(settings: Settings, only: list[str], environment: dict[str, str])
             console.print(f"[dim]{time.monotonic() - started:6.1f} s[/]  {name:<15} {state}")
 
     stack = Stack(settings, home(), only=tuple(only), environment=environment, on_change=on_change)
-    stop = stop_event()
-    stack.launch()
-    ready = asyncio.create_task(stack.supervisor.wait_ready())
-    stopping = asyncio.create_task(stop.wait())
+    for replaced in stack.replaced_ports:
+        console.print(f"[yellow]{replaced}[/]")
+    stopping = asyncio.create_task(stop_event().wait())
+    ready = asyncio.create_task(_start(stack))
     try:
         await asyncio.wait({ready, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
@@ -53,6 +53,11 @@ async def _run(settings: Settings, only: list[str], environment: dict[str, str])
         console.print("stopped")
 
 
+async def _start(stack: Stack) -> None:
+    stack.launch()
+    await stack.supervisor.wait_ready()
+
+
 def stop_event() -> asyncio.Event:
     """An event that SIGINT and SIGTERM set."""
     event = asyncio.Event()
@@ -66,14 +71,19 @@ def endpoints_table(stack: Stack) -> Table:
     """Where things are."""
     table = Table(title="Running", title_justify="left")
     table.add_column("what")
-    table.add_column("where")
-    table.add_column("key")
+    table.add_column("where", no_wrap=True)
+    table.add_column("key", overflow="fold")
     for name, url in stack.endpoints.items():
         if name == "cloud":
-            key = str(home() / "cloud" / "admin.key")
+            key = _short(stack.admin_key_file)
         elif name in {"dagster", "streams"}:
             key = "-"
         else:
-            key = str(stack.key_file(name))
+            key = _short(stack.key_file(name))
         table.add_row(name, url, key)
     return table
+
+
+def _short(path: Path) -> str:
+    """The path from here, if it is below: a person copies it from a narrow terminal."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

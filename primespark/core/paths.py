@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from primespark.errors import ConfigurationError
+
 
 def home() -> Path:
-    """Root of all state of this installation, created private (0700) when missing."""
+    """Root of all state of this installation, created private (0700) when missing.
+
+    Raises:
+        ConfigurationError: It cannot be made, or is no folder.
+    """
     configured = os.environ.get("PRIMESPARK_HOME")
     if configured:
         root = Path(configured)
@@ -17,7 +23,13 @@ def home() -> Path:
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         root = Path(state) / "primespark"
     root = root.absolute()
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot use {root} as the state directory: {error.strerror}",
+            remedy="set PRIMESPARK_HOME to a folder of yours",
+        ) from None
     return root
 
 

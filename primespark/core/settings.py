@@ -12,9 +12,10 @@ import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from primespark.core.identifiers import DeviceId
@@ -47,7 +48,7 @@ class GlobalSettings(Section):
 class InferenceSettings(Section):
     """ONNX Runtime on the device."""
 
-    threads: PositiveInt = 1
+    threads: Annotated[int, Field(gt=0, le=64)] = 1
     minimum_score: Annotated[float, Field(ge=0, le=1)] = 0.4
     max_image_pixels: PositiveInt = 25_000_000
     max_body_bytes: PositiveInt = 20 * 1024 * 1024
@@ -160,10 +161,17 @@ class OrchestrationSettings(Section):
     port: Port = 3000
 
 
+def _http_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError("write http://HOST:PORT or https://HOST")
+    return text
+
+
 class NetworkSettings(Section):
     """How a device reaches its cloud."""
 
-    cloud_url: str | None = None
+    cloud_url: Annotated[str, AfterValidator(_http_url)] | None = None
     connect_timeout_s: Seconds = 5.0
     request_timeout_s: Seconds = 30.0
 
@@ -267,10 +275,11 @@ def read_yaml_document(path: Path, remedy: str) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}", remedy=remedy) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    # A scalar may have the form of a date or number and be none.
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        problem = getattr(error, "problem", None) or "not readable as UTF-8 YAML"
+        problem = getattr(error, "problem", None) or f"not readable as UTF-8 YAML ({error})"
         raise ConfigurationError(f"{path}{line}: {problem}", remedy="correct the YAML") from None
 
 
@@ -289,7 +298,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader without aliases and without repeated keys."""
+    """SafeLoader without aliases, without repeated keys and with text as keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -300,6 +309,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                raise yaml.constructor.ConstructorError(None, None, "a key that is not text", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is repeated", key.start_mark)
             seen.add(key.value)
@@ -348,7 +359,7 @@ def _parse_scalar(text: str) -> Any:
     if text[:1] in "[{" and text:
         try:
             return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
             return text
     return text
 

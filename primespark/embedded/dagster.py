@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -17,7 +19,7 @@ import httpx2
 
 from primespark.core.paths import private_directory
 from primespark.embedded.probes import http_answers
-from primespark.embedded.supervisor import Service
+from primespark.embedded.supervisor import Service, dies_with_parent
 from primespark.errors import ConfigurationError
 
 LOCATION = "primespark"
@@ -122,6 +124,7 @@ class EmbeddedDagster:
         outcome = subprocess.run(
             [sys.executable, "-c", _CREATE_SCHEMA],
             env=_with(self._environment), capture_output=True, text=True, timeout=_SCHEMA_TIMEOUT_S, check=False,
+            preexec_fn=dies_with_parent(os.getpid(), signal.SIGKILL),
         )  # fmt: skip
         if outcome.returncode != 0:
             last = (outcome.stderr.strip().splitlines() or ["no output"])[-1]
@@ -157,6 +160,4 @@ def _instance_configuration() -> str:
 
 
 def _with(environment: dict[str, str]) -> dict[str, str]:
-    import os
-
     return {**{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}, **environment}

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from primespark.core.paths import private_directory, write_private
-from primespark.embedded.supervisor import Service
+from primespark.embedded.supervisor import Service, dies_with_parent
 from primespark.errors import ConfigurationError, MissingDependencyError
 
 MAJOR_VERSION = "18"
@@ -93,6 +93,7 @@ class EmbeddedPostgres:
                 "--locale", "C.UTF-8",
             ],
             capture_output=True, text=True, timeout=_INITDB_TIMEOUT_S, check=False, cwd="/",
+            preexec_fn=dies_with_parent(os.getpid(), signal.SIGKILL),
         )  # fmt: skip
         if outcome.returncode != 0:
             last = (outcome.stderr.strip().splitlines() or ["no output"])[-1]
@@ -102,7 +103,7 @@ class EmbeddedPostgres:
         staging.replace(self._data)
 
     def _check_version(self) -> None:
-        found = (self._data / "PG_VERSION").read_text(encoding="ascii").strip()
+        found = (self._data / "PG_VERSION").read_text(encoding="ascii", errors="replace").strip()
         if found != MAJOR_VERSION:
             raise ConfigurationError(
                 f"{self._data} was made by PostgreSQL {found}, this is {MAJOR_VERSION}",

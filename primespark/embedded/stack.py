@@ -31,6 +31,9 @@ PARTS = ("postgres", "valkey", "broker", "cloud", "streams", "dagster", "edge")
 _POSTGRES_PORT = 55432
 _BROKER_PORT = 59092
 _END_WAITS_TIMEOUT_S = 2
+_LOOPBACK = "127.0.0.1"
+# The kernel takes 107 bytes; PostgreSQL's and gRPC's names come to 30.
+_LONGEST_SOCKETS_FOLDER = 75
 _TOKEN_LIFETIME = timedelta(hours=1)
 _CPU_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -59,6 +62,7 @@ class Stack:
     Args:
         settings: Ports are preferences; an address of an external system keeps its embedded part away.
         home: State directory; one stack at a time.
+        claim: Of the state directory, from a caller that needed it before; this stack ends it.
         agents: Devices to run.
         only: Parts to start, all when empty.
         environment: Added for every child.
@@ -74,6 +78,7 @@ class Stack:
         only: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
         on_change: Callable[[str, State], None] | None = None,
+        claim: TextIO | None = None,
     ) -> None:
         unknown = set(only) - set(PARTS)
         if unknown:
@@ -84,9 +89,9 @@ class Stack:
         self._home = home
         self._agents = agents
         self._wanted = _wanted_parts(settings, only)
-        self._lock = _lock(home)
-        # Sockets need short paths, whatever the length of the state directory's.
-        self._sockets = Path(tempfile.mkdtemp(prefix="ps-", dir=os.environ.get("XDG_RUNTIME_DIR") or None))
+        self._claim = claim or claim_home(home)
+        self._sockets = _sockets_folder(home)
+        self.replaced_ports: list[str] = []
         self._ports = self._choose_ports()
         self._environment = {**_CPU_THREADS, "PRIMESPARK_HOME": str(home), **(environment or {})}
         self.supervisor = Supervisor(home / "logs", on_change)
@@ -102,6 +107,11 @@ class Stack:
         """Where a device keeps the key for people at it."""
         return self._home / "edge" / device_id / "local.key"
 
+    @property
+    def admin_key_file(self) -> Path:
+        """Where the cloud keeps its first key."""
+        return self._home / "cloud" / "admin.key"
+
     async def start(self) -> None:
         """Start everything; return when all is ready."""
         self.launch()
@@ -116,7 +126,7 @@ class Stack:
         await self.supervisor.stop()
         (self._home / "run" / "store.url").unlink(missing_ok=True)
         shutil.rmtree(self._sockets, ignore_errors=True)
-        self._lock.close()
+        self._claim.close()
 
     def _services(self) -> list[Service]:
         services: list[Service] = []
@@ -127,9 +137,9 @@ class Stack:
         if "broker" in self._wanted:
             services.append(broker_service(self._home / "broker", self._ports["broker"]))
         if "cloud" in self._wanted:
-            services.append(self._python_service("cloud", self._ports["cloud"], ("postgres", "broker", "valkey")))
+            services.append(self._python_service("cloud", ("postgres", "broker", "valkey")))
         if "streams" in self._wanted:
-            services.append(self._python_service("streams", self._ports["streams"], ("postgres", "broker")))
+            services.append(self._python_service("streams", ("postgres", "broker")))
         if "dagster" in self._wanted:
             services += self._dagster().services(("postgres",), self._end_waits)
         if "edge" in self._wanted:
@@ -179,9 +189,9 @@ class Stack:
         finally:
             engine.dispose()
 
-    def _python_service(self, command: str, port: int, needs: tuple[str, ...]) -> Service:
+    def _python_service(self, command: str, needs: tuple[str, ...]) -> Service:
         async def is_ready() -> bool:
-            return await http_answers(f"http://127.0.0.1:{port}/readyz")
+            return await http_answers(f"{self.endpoints[command]}/readyz")
 
         return Service(
             name=command,
@@ -195,7 +205,7 @@ class Stack:
         port = self._ports[agent.device_id]
 
         async def is_ready() -> bool:
-            return await http_answers(f"http://127.0.0.1:{port}/readyz")
+            return await http_answers(f"{self.endpoints[agent.device_id]}/readyz")
 
         environment = {
             **self._environment,
@@ -233,26 +243,50 @@ class Stack:
         taken: set[int] = set()
         settings = self._settings
         preferred = {
-            "cloud": settings.cloud.port,
-            "dagster": settings.orchestration.port,
-            "streams": settings.cloud.streams.port,
-            "postgres": _POSTGRES_PORT,
-            "broker": _BROKER_PORT,
+            "cloud": (settings.cloud.host, settings.cloud.port),
+            "dagster": (settings.orchestration.host, settings.orchestration.port),
+            "streams": (settings.cloud.streams.host, settings.cloud.streams.port),
+            "postgres": (_LOOPBACK, _POSTGRES_PORT),
+            "broker": (_LOOPBACK, _BROKER_PORT),
         }
-        ports = {name: choose_port(port, taken) for name, port in preferred.items()}
         for index, agent in enumerate(self._agents):
-            ports[agent.device_id] = choose_port(settings.edge.port + index, taken)
+            preferred[agent.device_id] = (settings.edge.host, settings.edge.port + index)
+        ports = {}
+        for name, (host, port) in preferred.items():
+            ports[name] = choose_port(port, taken, host)
+            part = "edge" if name not in PARTS else name
+            if port and ports[name] != port and part in self._wanted:
+                self.replaced_ports.append(f"port {port} is taken: {name} listens on {ports[name]}")
         return ports
+
+    def _url(self, host: str, name: str) -> str:
+        """Where a service that binds `host` is reached from here."""
+        reachable = {"0.0.0.0": _LOOPBACK, "::": "::1", "": _LOOPBACK}.get(host, host)  # noqa: S104 (read, not bound)
+        return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{self._ports[name]}"
 
     def _list_endpoints(self) -> dict[str, str]:
         endpoints: dict[str, str] = {}
-        for part in ("cloud", "streams", "dagster"):
+        settings = self._settings
+        hosts = {
+            "cloud": settings.cloud.host, "streams": settings.cloud.streams.host, "dagster": settings.orchestration.host
+        }  # fmt: skip
+        for part, host in hosts.items():
             if part in self._wanted:
-                endpoints[part] = f"http://127.0.0.1:{self._ports[part]}"
+                endpoints[part] = self._url(host, part)
         if "edge" in self._wanted:
             for agent in self._agents:
-                endpoints[agent.device_id] = f"http://127.0.0.1:{self._ports[agent.device_id]}"
+                endpoints[agent.device_id] = self._url(settings.edge.host, agent.device_id)
         return endpoints
+
+
+def _sockets_folder(home: Path) -> Path:
+    """A folder for sockets: under the state directory, unless its path is too long for their names."""
+    folder = home / "run" / "sockets"
+    if len(str(folder)) <= _LONGEST_SOCKETS_FOLDER:
+        shutil.rmtree(folder, ignore_errors=True)
+        return private_directory(folder)
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="ps-", dir=runtime if Path(runtime).is_dir() else None))
 
 
 def _wanted_parts(settings: Settings, only: tuple[str, ...]) -> set[str]:
@@ -270,7 +304,12 @@ def _wanted_parts(settings: Settings, only: tuple[str, ...]) -> set[str]:
     return wanted
 
 
-def _lock(home: Path) -> TextIO:
+def claim_home(home: Path) -> TextIO:
+    """Be the only one to use a state directory, until the answer is closed or the process ends.
+
+    Raises:
+        UnavailableError: Somebody else uses it.
+    """
     private_directory(home / "run")
     file = (home / "run" / "up.lock").open("a+")
     try:
@@ -287,3 +326,17 @@ def _lock(home: Path) -> TextIO:
     file.write(str(os.getpid()))
     file.flush()
     return file
+
+
+def running_on(home: Path) -> int | None:
+    """The process that runs a stack on a state directory, if one does."""
+    try:
+        file = (home / "run" / "up.lock").open()
+    except OSError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return int(file.read().strip() or 0)
+    return None

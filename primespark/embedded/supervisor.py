@@ -20,7 +20,7 @@ from pathlib import Path
 
 from primespark.core.logging import get_logger
 from primespark.core.paths import private_directory
-from primespark.errors import ConfigurationError, UnavailableError
+from primespark.errors import PrimeSparkError, UnavailableError
 
 log = get_logger(__name__)
 
@@ -166,7 +166,13 @@ class Supervisor:
                 if need in self._entries:
                     await self.wait_ready_of(need)
             while True:
-                await self._run_once(entry)
+                try:
+                    await self._run_once(entry)
+                except Exception as error:
+                    # What was ready once is started again for ever: its trouble may pass, as that of what it needs.
+                    if not entry.ready.is_set():
+                        raise
+                    log.warning("service_did_not_start", name=service.name, cause=str(error))
                 if self._is_stopping():
                     return
                 self._change(entry, State.RESTARTING)
@@ -177,7 +183,8 @@ class Supervisor:
                 if not entry.ready.is_set() and entry.restarts >= _MAX_FALSE_STARTS:
                     raise UnavailableError(f"{service.name} ended {entry.restarts} times before it was ready")
                 await asyncio.sleep(pause)
-        except (UnavailableError, ConfigurationError, OSError) as error:
+        # Whatever it is, those who wait for the service are told.
+        except Exception as error:  # noqa: BLE001
             self._fail(entry, error)
 
     async def _run_once(self, entry: _Entry) -> None:
@@ -198,7 +205,9 @@ class Supervisor:
                 await asyncio.wait({ended}, timeout=_PROBE_INTERVAL_S)
             status = await ended
             if not self._stopping:
-                log.warning("service_ended", name=service.name, status=status)
+                log.warning(
+                    "service_ended", name=service.name, status=status, last_words=_last_words(self._log_of(service))
+                )
         finally:
             ended.cancel()
             _kill_group(entry.process.pid)
@@ -211,7 +220,7 @@ class Supervisor:
         entry.ready.set()
 
     async def _spawn(self, service: Service) -> asyncio.subprocess.Process:
-        path = self._log_folder / f"{service.name}.log"
+        path = self._log_of(service)
         if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
             path.replace(path.with_suffix(".log.1"))
         environment = {**os.environ, **service.environment}
@@ -225,7 +234,7 @@ class Supervisor:
                 stderr=output,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=_dies_with_parent(os.getpid(), service.stop_signal),
+                preexec_fn=dies_with_parent(os.getpid(), service.stop_signal),
             )
 
     async def _end(self, entry: _Entry) -> None:
@@ -251,20 +260,24 @@ class Supervisor:
         return self._stopping
 
     def _fail(self, entry: _Entry, error: Exception) -> None:
-        path = self._log_folder / f"{entry.service.name}.log"
+        path = self._log_of(entry.service)
+        cause = str(error) if isinstance(error, PrimeSparkError | OSError) else f"{type(error).__name__}: {error}"
+        words = f"; its last words: {_last_words(path)}" if entry.process is not None else ""
         entry.failure = UnavailableError(
-            f"{entry.service.name} did not start: {error}; its last words: {_last_line(path)}",
-            remedy=getattr(error, "remedy", "") or f"read {path}",
+            f"{entry.service.name} did not start: {cause}{words}", remedy=getattr(error, "remedy", "") or f"read {path}"
         )
         self._change(entry, State.FAILED)
         entry.ready.set()
+
+    def _log_of(self, service: Service) -> Path:
+        return self._log_folder / f"{service.name}.log"
 
     def _change(self, entry: _Entry, state: State) -> None:
         entry.state = state
         self._on_change(entry.service.name, state)
 
 
-def _dies_with_parent(parent: int, number: signal.Signals) -> Callable[[], None]:
+def dies_with_parent(parent: int, number: signal.Signals) -> Callable[[], None]:
     """What a child does before exec: ask for a signal at its parent's death, and take signals as usual.
 
     A process started from a background shell inherits SIGINT ignored, and Dagster copies that onto SIGTERM.
@@ -287,11 +300,13 @@ def _kill_group(process_id: int) -> None:
         os.killpg(process_id, signal.SIGKILL)
 
 
-def _last_line(path: Path) -> str:
+def _last_words(path: Path) -> str:
+    """What a service said last: the cause its failure was told with, else its last line."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
             lines = file.read().decode(errors="replace").strip().splitlines()
     except OSError:
         return "none"
-    return lines[-1][:300] if lines else "none"
+    causes = [line.removeprefix("error: ") for line in lines[-3:] if line.startswith("error: ")]
+    return (causes or lines or ["none"])[-1][:300]

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg2
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
@@ -38,7 +39,8 @@ def connect(url: str, pool_size: int = 10) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    # A port that is no number is a ValueError.
+    except (ArgumentError, ValueError):
         raise ConfigurationError(
             "the store's URL cannot be read", remedy="write postgresql://user:password@host:port/database"
         ) from None
@@ -82,13 +84,24 @@ def store_unavailable() -> UnavailableError:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest version; safe when several services start at once."""
-    with engine.connect() as connection:
+    """Bring the schema to the newest version; safe when several services start at once.
+
+    Raises:
+        ConfigurationError: Code `store_version`: a newer version of this program made it.
+        UnavailableError: The store does not answer.
+    """
+    with available(), engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
         connection.commit()
         try:
             command.upgrade(alembic_config(connection), "head")
             connection.commit()
+        except CommandError as error:
+            raise ConfigurationError(
+                f"the store's schema is of another version: {error}",
+                remedy="install the newer version again",
+                code="store_version",
+            ) from None
         finally:
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})

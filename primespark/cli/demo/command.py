@@ -15,6 +15,7 @@ from primespark.cli.demo.loop import ClosedLoop, DemoOptions
 from primespark.cli.up import endpoints_table, stop_event
 from primespark.core.paths import home
 from primespark.core.settings import load_settings
+from primespark.embedded.stack import claim_home
 from primespark.errors import PrimeSparkError, UnavailableError
 
 console = Console(stderr=True)
@@ -25,10 +26,9 @@ def run_demo(*, as_json: bool, keep: bool, images: list[Path]) -> int:
     if platform.machine() != "x86_64":
         console.print("faust-streaming has no wheel for this machine: the loop runs without the stream worker")
     folder = home() / "demo"
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(mode=0o700)
-    loop = asyncio.run(_run(DemoOptions(folder, load_settings(), images), keep))
+    claim = claim_home(folder)
+    _clear(folder)
+    loop = asyncio.run(_run(DemoOptions(folder, load_settings(), images, claim), keep))
     typer.echo(loop.report.to_json() if as_json else "", nl=as_json)
     if not as_json:
         Console().print(loop.report.to_table())
@@ -52,6 +52,7 @@ async def _run(options: DemoOptions, keep: bool) -> ClosedLoop:
         if keep:
             console.print(loop.report.to_table())
             console.print(endpoints_table(loop.stack))
+            console.print(f"Other commands find it with PRIMESPARK_HOME={options.home}", soft_wrap=True)
             console.print("Ctrl-C stops everything.")
             await interrupted
     finally:
@@ -60,7 +61,7 @@ async def _run(options: DemoOptions, keep: bool) -> ClosedLoop:
         await loop.stop()
     loop.report.total_s = loop.elapsed_s()
     loop.report.cpu_s = _cpu_seconds()
-    loop.report.checks["stopped_within_10_s"] = loop.report.stop_s <= 10
+    loop.report.checks["stopped_within_10_s"] = loop.report.stop_s is not None and loop.report.stop_s <= 10
     return loop
 
 
@@ -77,6 +78,17 @@ async def _work(loop: ClosedLoop) -> None:
         await loop.check_everything()
     except PrimeSparkError as error:
         raise UnavailableError(error.message, remedy=f"read the logs in {home() / 'demo' / 'logs'}") from error
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier demo left; the folder with the claim on it stays."""
+    for entry in folder.iterdir():
+        if entry.name == "run":
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _cpu_seconds() -> float:

@@ -38,7 +38,7 @@ class Report:
     redeploy_s: float = 0.0
     first_result_s: float = 0.0
     ready_s: float = 0.0
-    stop_s: float = 0.0
+    stop_s: float | None = None
     total_s: float = 0.0
     cpu_s: float = 0.0
     checks: dict[str, bool] = field(default_factory=dict)
@@ -82,6 +82,13 @@ class Report:
             ("reading digits before", f"{self.before.accuracy:.3f}", f"version {self.before.version}, on the devices"),
             ("reading digits after", f"{self.after.accuracy:.3f}", f"version {self.after.version}, on the devices"),
             ("redeployed in", f"{self.redeploy_s:.1f} s", "from registered to serving on both devices"),
+            *self._rows_of_end(),
+        ]
+
+    def _rows_of_end(self) -> list[tuple[str, str, str]]:
+        if self.stop_s is None:
+            return []
+        return [
             ("stopped in", f"{self.stop_s:.1f} s", "every process"),
             ("total", f"{self.total_s:.1f} s", f"{self.cpu_s:.1f} s of CPU"),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import socket
@@ -219,3 +220,27 @@ def test_no_child_outlives_a_supervisor_that_was_killed(tmp_path: Path) -> None:
     process.wait()
     process.stdout.close()
     wait_until(lambda: are_gone(children), 5)
+
+
+async def test_what_was_ready_once_is_never_given_up(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Changes
+) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    service = listener(tmp_path, "one", free_port(), gate=gate, start_timeout_s=3)
+    await supervisor.start([service])
+    gate.unlink()
+    os.kill(supervisor.process_ids()["one"], signal.SIGKILL)
+    # Once it is not ready in time; then what it waited for is there.
+    await until(lambda: changes.count(("one", State.RESTARTING)) >= 2, 20)
+    gate.touch()
+    await until(lambda: changes[-1] == ("one", State.READY), 20)
+
+
+async def test_whatever_goes_wrong_before_a_start_is_told(supervisor: Supervisor, tmp_path: Path) -> None:
+    async def prepare() -> None:
+        raise ValueError("something nobody thought of")
+
+    service = dataclasses.replace(listener(tmp_path, "one", free_port()), prepare=prepare)
+    with pytest.raises(UnavailableError, match="one did not start: ValueError: something nobody thought of"):
+        await supervisor.start([service, listener(tmp_path, "user", free_port(), needs=("one",))])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from primespark.cli import doctor
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -65,6 +69,42 @@ def test_failures_are_told_in_one_line(arguments: tuple[str, ...], status: int, 
         cause, remedy = answer.stderr.strip().splitlines()
         assert cause.startswith("error: ")
         assert remedy.startswith("  try: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (("device", "list"), {"PRIMESPARK_CLOUD__STORE__URL": "postgresql://u:p@127.0.0.1:1/x"}, "does not answer"),
+        (("device", "list"), {"PRIMESPARK_CLOUD__STORE__URL": "postgresql://u:p@127.0.0.1:abc/x"}, "cannot be read"),
+        (("doctor",), {"PRIMESPARK_HOME": "/dev/null"}, "cannot use /dev/null as the state directory"),
+        (("config", "check"), {"PRIMESPARK_NETWORK__CLOUD_URL": "cloud:8080"}, "http://HOST:PORT"),
+        (("config", "check"), {"PRIMESPARK_NETWORK__CLOUD_URL": "http://x:99999"}, "network.cloud_url"),
+        (("config", "check"), {"PRIMESPARK_EDGE__CAPTURE__SOURCES": "[" * 20_000}, "edge.capture.sources"),
+        (("config", "check"), {"PRIMESPARK_EDGE__CAPTURE__SOURCES": "{[a]: b}"}, "edge.capture.sources"),
+        (("config", "check"), {"PRIMESPARK_EDGE__INFERENCE__THREADS": "1000000"}, "edge.inference.threads"),
+        (("demo", "--images", "/nope"), {}, "'/nope' does not exist"),
+    ],
+)
+def test_wrong_surroundings_are_told_in_one_line(
+    arguments: tuple[str, ...], environment: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    answer = run(*arguments, cwd=tmp_path, **environment)
+    assert answer.returncode in (1, 2)
+    assert words in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert "report it" not in answer.stderr
+
+
+def test_remedies_keep_the_brackets_of_extras() -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(doctor._table([doctor.Check("x", doctor.State.ABSENT, "[a]", "pip install 'primespark[edge-cv]'")]))
+    assert "primespark[edge-cv]" in console.export_text()
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sqlalchemy.py").write_text("raise ModuleNotFoundError('no', name='sqlalchemy')")
+    answer = run("device", "list", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert answer.stderr.splitlines()[0] == "error: the Python package sqlalchemy is not installed"
 
 
 def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ def test_environment_wins_over_the_file_and_files_of_secrets_are_read(
         ("[1, 2]", "mapping"),
         ("edge: {device_id: Cloud!}", "edge.device_id"),
         ("edge: {device_id: cloud}", "reserved"),
+        ("1: 2", "a key that is not text"),
+        ("null: x", "a key that is not text"),
+        ("? [a]\n: b", "a key that is not text"),
+        ("x: 2026-99-99", "not readable"),
+        ("x: !!int abc", "not readable"),
         ("x: !!python/object:os.system {}", "could not determine a constructor"),
     ],
 )
