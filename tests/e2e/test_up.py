@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
+from primespark.embedded.stack import claim_home
 from tests.e2e.processes import processes_of
 from tests.helpers import wait_until
 
@@ -95,6 +97,49 @@ def test_one_at_a_time(start: Start) -> None:
     _, said = start("--only", "valkey").communicate(timeout=15)
     assert "already running" in said
     assert "Traceback" not in said
+
+
+def test_a_demo_leaves_the_state_of_a_running_one_alone(start: Start, tmp_path: Path) -> None:
+    kept = tmp_path / "home" / "demo" / "cameras"
+    kept.mkdir(parents=True)
+    claim = claim_home(tmp_path / "home" / "demo")
+    process = subprocess.run(
+        [sys.executable, "-m", "primespark.cli.main", "demo"],
+        env={**os.environ, "PRIMESPARK_HOME": str(tmp_path / "home")},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    claim.close()
+    assert process.returncode == 1
+    assert f"already running on {tmp_path / 'home' / 'demo'} (process {os.getpid()})" in process.stderr
+    assert kept.exists()
+
+
+def test_a_port_that_is_taken_is_told(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        process = start("--only", "postgres,cloud", PRIMESPARK_CLOUD__PORT=str(port))
+        wait_ready(process)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=15)
+    assert f"port {port} is taken: cloud listens on " in said
+
+
+def test_a_part_without_what_it_needs_says_what(start: Start) -> None:
+    process = start("--only", "cloud")
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "store.url, which cannot be read" in said
+
+
+def test_a_damaged_store_is_told_and_ends_all(start: Start, tmp_path: Path) -> None:
+    version = tmp_path / "home" / "postgres" / "data" / "PG_VERSION"
+    version.parent.mkdir(parents=True)
+    version.write_bytes(b"\xff")
+    process = start("--only", "postgres,valkey")
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "postgres did not start" in said
+    assert processes_of(tmp_path / "home") == []
 
 
 def test_an_unknown_part_is_told(start: Start) -> None:

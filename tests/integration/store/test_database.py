@@ -92,3 +92,14 @@ def test_a_store_that_does_not_answer_is_unavailable() -> None:
 def test_an_address_of_something_else_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError):
         database.connect(url)
+
+
+def test_a_schema_of_a_newer_version_is_told(empty_postgres_url: str) -> None:
+    engine = database.connect(empty_postgres_url, pool_size=1)
+    database.migrate(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999_newer'"))
+    with pytest.raises(ConfigurationError, match="9999_newer") as caught:
+        database.migrate(engine)
+    assert caught.value.code == "store_version"
+    engine.dispose()
