@@ -8,7 +8,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 # Some environments forbid bytecode; starting a dozen Python processes without it costs twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check bench prove lock format clean
+.PHONY: help demo edge test check bench prove lock format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -16,6 +16,8 @@ help: ## List the targets
 
 demo: .venv/.demo ## Install everything and run the closed loop once
 	@.venv/bin/primespark demo $(ARGS)
+
+edge: .venv/.edge ## Install what a device needs, and nothing else
 
 test: .venv/.dev ## Install everything and run the tests
 	$(PY) -m pytest $(ARGS)
@@ -40,7 +42,7 @@ format: .venv/.dev ## Format the code
 lock: $(UV) ## Renew the lock files
 	$(COMPILE) --upgrade --extra demo --group dev pyproject.toml -o requirements/dev.lock
 	$(COMPILE) --upgrade --extra demo --group build -c requirements/dev.lock pyproject.toml -o requirements/demo.lock
-	$(COMPILE) --upgrade --extra edge -c requirements/dev.lock pyproject.toml -o requirements/edge.lock
+	$(COMPILE) --upgrade --extra edge --group build -c requirements/dev.lock pyproject.toml -o requirements/edge.lock
 	$(COMPILE) --upgrade requirements/uv.in -o requirements/uv.lock
 
 clean: ## Remove what was installed and made
@@ -56,6 +58,11 @@ clean: ## Remove what was installed and made
 		{ echo "error: $(PYTHON) is older than Python 3.11"; echo "  try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(UV) venv --quiet --python $(PYTHON) .venv
 
+.venv/.edge: requirements/edge.lock pyproject.toml | .venv/bin/python
+	$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/edge.lock
+	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	@touch $@
+
 .venv/.demo: requirements/demo.lock pyproject.toml | .venv/bin/python
 	$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/demo.lock
 	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
@@ -64,4 +71,4 @@ clean: ## Remove what was installed and made
 .venv/.dev: requirements/dev.lock pyproject.toml | .venv/bin/python
 	$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/dev.lock
 	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
-	@touch $@ .venv/.demo
+	@touch $@ .venv/.demo .venv/.edge

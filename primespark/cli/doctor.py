@@ -86,8 +86,6 @@ def _examine(settings: Settings) -> Iterator[Check]:
             yield _check_reachable(name, url, default_port)
         elif running is None:
             yield Check(name, State.ABSENT, "no address is set", "`primespark up` starts an embedded one")
-        else:
-            yield Check(name, State.OK, "the embedded one of `primespark up`")
 
 
 def _check_python() -> Check:
@@ -140,7 +138,7 @@ def _check_root() -> Check:
 def _check_up(running: int | None) -> Check:
     if running is None:
         return Check("up", State.ABSENT, f"nothing runs on {home()}", "primespark up")
-    return Check("up", State.OK, f"process {running} runs everything here")
+    return Check("up", State.OK, f"process {running}; what it runs is in its table")
 
 
 def _check_reachable(name: str, url: str, default_port: int) -> Check:

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from edge_agent import api, records_api
 from primespark.cli.main import app
 from primespark.cloud import gate, people
-from primespark.core.settings import Settings
+from primespark.core.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("primespark", "edge_agent", "streams", "resources", "primespark_assets")
@@ -113,3 +113,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_architecture_is_short_enough_to_read() -> None:
     assert len((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_settings_of_the_page_on_devices_are_settings(tmp_path: Path) -> None:
+    (written,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "devices.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "device.yaml").write_text(written)
+    assert load_settings(tmp_path / "device.yaml").edge.device_id == "garden-1"
