@@ -29,8 +29,11 @@ def run_demo(*, as_json: bool, keep: bool, images: list[Path]) -> int:
     claim = claim_home(folder)
     _clear(folder)
     loop = asyncio.run(_run(DemoOptions(folder, load_settings(), images, claim), keep))
-    typer.echo(loop.report.to_json() if as_json else "", nl=as_json)
-    if not as_json:
+    if as_json:
+        typer.echo(loop.report.to_json())
+    elif keep:
+        console.print(f"stopped in {loop.report.stop_s:.1f} s")
+    else:
         Console().print(loop.report.to_table())
         console.print("Next: `primespark up`, `primespark doctor`, `primespark device token`.")
     return 0 if loop.report.ok else 1

@@ -113,6 +113,11 @@ def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:
 
 def test_secrets_are_masked(tmp_path: Path) -> None:
     url = "postgresql://someone:planted-password@localhost/db"
-    answer = run("config", "show", cwd=tmp_path, PRIMESPARK_CLOUD__STORE__URL=url)
+    environment = {
+        "PRIMESPARK_CLOUD__STORE__URL": url,
+        "PRIMESPARK_CLOUD__LEARNING__TRACKING_URI": "https://someone:planted-password@mlflow/x",
+        "PRIMESPARK_NETWORK__CLOUD_URL": "http://someone:planted-password@cloud",
+    }
+    answer = run("config", "show", cwd=tmp_path, **environment)
     assert answer.returncode == 0
     assert "planted-password" not in answer.stdout + answer.stderr
