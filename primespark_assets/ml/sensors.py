@@ -50,9 +50,11 @@ def new_labels(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.
     settings = learning_settings()
 
     def look(connection: Connection) -> Start | Later:
-        decision = retraining.decide(
-            _labels(connection), _last_attempt(context.instance), settings.minimum_new_labels, settings.settle_s
-        )
+        labels = _labels(connection)
+        # Asking Dagster costs more than all the rest of a tick: only where the answer can matter.
+        is_enough = labels.total >= labels.learned + settings.minimum_new_labels
+        last = _last_attempt(context.instance) if is_enough else None
+        decision = retraining.decide(labels, last, settings.minimum_new_labels, settings.settle_s)
         return decision if isinstance(decision, retraining.Start) else Later(decision.reason, decision.look_again_s)
 
     decision = store.wait_for(look, LONG_POLL_S, sync_log.CHANNEL, STAGE_CHANNEL)

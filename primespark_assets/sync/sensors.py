@@ -63,8 +63,7 @@ def _unrecorded(
 ) -> ClassSummary | None:
     """What of a class no materialisation tells of yet."""
     found = summary.classes.get(name)
-    recorded = _recorded(instance, name)
-    if found is None or found.log_from > recorded:
+    if found is None or found.log_from > (recorded := _recorded(instance, name)):
         return found
     return None if found.log_to <= recorded else again(recorded).classes.get(name)
 
