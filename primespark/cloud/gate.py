@@ -15,10 +15,9 @@ from starlette.responses import FileResponse, Response
 from primespark.cloud.metrics import RECORDS
 from primespark.cloud.state import Cloud, cloud_of
 from primespark.core.clock import utc_now
-from primespark.core.encoding import content_digest, decode_body
 from primespark.core.web import Principal, Role, require
 from primespark.core.web.access import allow_anyone
-from primespark.core.web.bodies import parse_model, read_model, read_raw
+from primespark.core.web.bodies import parse_model, read_body, read_model
 from primespark.errors import AuthorizationError, MalformedError, NotFoundError
 from primespark.store import devices, documents, server
 from primespark.store import gate as store_gate
@@ -35,6 +34,8 @@ from primespark.sync.records import (
 )
 
 MAX_PULL_WAIT_S = 60.0
+# Nobody has shown a credential yet when this body is read.
+MAX_ENROL_BYTES = 16 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 router = APIRouter(prefix="/sync/v1")
@@ -46,7 +47,7 @@ Device = Annotated[Principal, Depends(require(Role.DEVICE))]
 @router.post("/enroll", dependencies=[Depends(allow_anyone)])
 async def enrol(request: Request, cloud: CloudState) -> EnrolResponse:
     """Exchange a token for a device's key and its first epoch."""
-    asked = await read_model(request, EnrolRequest)
+    asked = await read_model(request, EnrolRequest, MAX_ENROL_BYTES)
 
     def work(connection: Connection) -> tuple[devices.Enrolment, int]:
         enrolment = devices.enrol(connection, asked.token, asked.device_id, asked.capabilities, asked.versions)
@@ -79,18 +80,14 @@ async def begin_epoch(cloud: CloudState, device: Device) -> EpochResponse:
 @router.post("/push")
 async def push(request: Request, cloud: CloudState, device: Device) -> PushResponse:
     """Apply one batch in one transaction, once, however often it is sent."""
-    raw = await read_raw(request)
-    payload = decode_body(
-        raw,
-        encoding=request.headers.get("content-encoding"),
-        digest=_required(request, "content-digest"),
-        max_bytes=cloud.settings.cloud.max_body_bytes,
-    )
+    # Checked when the body is read, so it is the digest of the bytes as sent.
+    digest = _required(request, "content-digest").strip()
+    payload = await read_body(request)
     batch = await asyncio.to_thread(parse_model, payload, PushRequest)
     _check_identity(request, batch, device)
     received_at = utc_now()
     answer = await cloud.transact(
-        lambda connection: store_gate.apply_batch(connection, batch, content_digest(raw), received_at)
+        lambda connection: store_gate.apply_batch(connection, batch, digest, received_at), cloud.push_deadline_s
     )
     RECORDS.labels(answer.status).inc(len(batch.records))
     return answer

@@ -20,9 +20,15 @@ from primespark.core.manifests import SigningKey
 from primespark.core.paths import home, write_private
 from primespark.core.settings import Settings
 from primespark.core.web import create_app, serve
-from primespark.errors import PrimeSparkError
+from primespark.errors import ConfigurationError, PrimeSparkError
 from primespark.store import access, database
 from primespark.store.blobs import BlobStore
+
+_READY_DEADLINE_S = 2.0
+# No request waits longer; whatever a statement still does then is for nobody.
+_STATEMENT_TIMEOUT_S = 30.0
+# What we make has 43; a file this short was cut off, or made by hand.
+_SHORTEST_KEY = 16
 
 log = get_logger(__name__)
 
@@ -31,7 +37,7 @@ def run(settings: Settings) -> None:
     """Serve until a signal.
 
     Raises:
-        ConfigurationError: No store is set, or the address is in use.
+        ConfigurationError: No store is set, the admin key is cut off, or the address is in use.
         UnavailableError: The store does not answer at start.
     """
     configure_logging(settings.global_, "cloud")
@@ -43,7 +49,9 @@ def run(settings: Settings) -> None:
 
 def build(settings: Settings, root: Path) -> Cloud:
     """The collaborators, with the schema brought up to date and the first admin key made."""
-    engine = database.connect(settings.require_store_url(), settings.cloud.store.pool_size)
+    engine = database.connect(
+        settings.require_store_url(), settings.cloud.store.pool_size, statement_timeout_s=_STATEMENT_TIMEOUT_S
+    )
     with database.available():
         database.migrate(engine)
         admin_key = _admin_key(root / "cloud" / "admin.key")
@@ -65,7 +73,9 @@ def build_app(cloud: Cloud) -> FastAPI:
     async def readiness() -> dict[str, str]:
         missing = {}
         try:
-            await cloud.transact(lambda connection: connection.execute(text("SELECT 1")).scalar_one())
+            await cloud.transact(
+                lambda connection: connection.execute(text("SELECT 1")).scalar_one(), _READY_DEADLINE_S
+            )
         except PrimeSparkError as error:
             missing["store"] = error.message
         if relay is not None and relay.failure is not None:
@@ -113,4 +123,7 @@ def _admin_key(path: Path) -> str:
     if not path.exists():
         write_private(path, secrets.token_urlsafe(32).encode())
         log.info("admin_key_made", file=str(path))
-    return path.read_text(encoding="ascii")
+    key = path.read_text(encoding="ascii").strip()
+    if len(key) < _SHORTEST_KEY:
+        raise ConfigurationError(f"{path} holds no whole key", remedy="remove it: a new one is made at the next start")
+    return key

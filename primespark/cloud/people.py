@@ -12,10 +12,13 @@ from starlette.responses import JSONResponse, Response
 
 from primespark.cloud.state import Cloud, cloud_of
 from primespark.core.clock import to_rfc3339, utc_now
+from primespark.core.identifiers import DeviceId
+from primespark.core.values import check_text
 from primespark.core.web import Principal, Role, read_json, read_model, require
-from primespark.errors import InvalidInputError, NotFoundError, PreconditionError
+from primespark.errors import InvalidInputError, NotFoundError, PreconditionError, TooLargeError
 from primespark.inference.images import decode_image
 from primespark.store import devices, documents, labels, samples
+from primespark.store.facts import MAX_LABEL_BYTES
 from primespark.sync.records import DataClass, Message, Name
 
 router = APIRouter(prefix="/api/v1")
@@ -23,8 +26,9 @@ CloudState = Annotated[Cloud, Depends(cloud_of)]
 Viewer = Depends(require(Role.VIEWER))
 Operator = Annotated[Principal, Depends(require(Role.OPERATOR))]
 Admin = Depends(require(Role.ADMIN))
-_MAX_LABEL_BYTES = 64 * 1024
 _MAX_LABEL_PIXELS = 1_000_000
+
+Dataset = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
 class TokenRequest(Message):
@@ -37,10 +41,10 @@ class TokenRequest(Message):
 class LabelRequest(Message):
     """What a person says an image shows."""
 
-    dataset: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    dataset: Dataset
     sample: Name
     label: Annotated[str, StringConstraints(min_length=1, max_length=100)]
-    image_png_base64: Annotated[Base64Bytes, Field(max_length=_MAX_LABEL_BYTES, strict=False)]
+    image_png_base64: Annotated[Base64Bytes, Field(strict=False)]
 
 
 class MetricRequest(Message):
@@ -87,34 +91,34 @@ async def list_devices(cloud: CloudState) -> dict[str, Any]:
 
 
 @router.get("/devices/{device_id}", dependencies=[Viewer])
-async def show_device(device_id: str, cloud: CloudState) -> dict[str, Any]:
+async def show_device(device_id: DeviceId, cloud: CloudState) -> dict[str, Any]:
     """One device."""
     return _device(await cloud.transact(lambda connection: devices.find(connection, device_id)))
 
 
 @router.delete("/devices/{device_id}", dependencies=[Admin])
-async def forget_device(device_id: str, cloud: CloudState) -> Response:
+async def forget_device(device_id: DeviceId, cloud: CloudState) -> Response:
     """Revoke a device's key; its data stay."""
     await cloud.transact(lambda connection: devices.forget(connection, device_id))
     return Response(status_code=204)
 
 
 @router.post("/devices/{device_id}/rotate", dependencies=[Admin])
-async def rotate_device(device_id: str, cloud: CloudState) -> dict[str, str]:
+async def rotate_device(device_id: DeviceId, cloud: CloudState) -> dict[str, str]:
     """A new key for a device; the old one ends at once."""
     key = await cloud.transact(lambda connection: devices.rotate(connection, device_id))
     return {"device_id": device_id, "key": key}
 
 
 @router.get("/devices/{device_id}/records/{data_class}/{key}", dependencies=[Viewer])
-async def read_record(device_id: str, data_class: DataClass, key: str, cloud: CloudState) -> Response:
+async def read_record(device_id: DeviceId, data_class: DataClass, key: Name, cloud: CloudState) -> Response:
     """A device's document."""
     return await _read_document(cloud, device_id, data_class, key)
 
 
 @router.patch("/devices/{device_id}/records/{data_class}/{key}")
 async def patch_record(
-    device_id: str, data_class: DataClass, key: str, request: Request, cloud: CloudState, _: Operator
+    device_id: DeviceId, data_class: DataClass, key: Name, request: Request, cloud: CloudState, _: Operator
 ) -> Response:
     """Apply a JSON merge patch to a device's document; `If-Match` is honoured."""
     patch = await read_json(request)
@@ -138,6 +142,9 @@ async def patch_record(
 async def add_label(request: Request, cloud: CloudState, person: Operator) -> JSONResponse:
     """Say what an image shows; the newest word on a sample stands."""
     asked = await read_model(request, LabelRequest)
+    check_text(asked.label)
+    if len(asked.image_png_base64) > MAX_LABEL_BYTES:
+        raise TooLargeError(f"an image file of more than {MAX_LABEL_BYTES} bytes", remedy="send a smaller image")
     decode_image(asked.image_png_base64, _MAX_LABEL_PIXELS)
     row = labels.Label(
         sample=asked.sample, label=asked.label, image_png=asked.image_png_base64, source=f"person:{person.name}",
@@ -150,11 +157,12 @@ async def add_label(request: Request, cloud: CloudState, person: Operator) -> JS
 @router.get("/labels", dependencies=[Viewer])
 async def list_labels(
     cloud: CloudState,
-    dataset: Annotated[str, Query(max_length=63)],
+    dataset: Annotated[Dataset, Query()],
     after: Annotated[str, Query(max_length=128)] = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
 ) -> dict[str, Any]:
     """Labels of a dataset in order of sample, without their images."""
+    check_text(after)
     rows = await cloud.transact(lambda connection: labels.page(connection, dataset, after, limit))
     items = [
         {"sample": row.sample, "label": row.label, "source": row.source, "labelled_at": to_rfc3339(row.labelled_at)}

@@ -14,7 +14,7 @@ from primespark.cloud.notifier import Notifier
 from primespark.core.manifests import SigningKey
 from primespark.core.settings import Settings
 from primespark.core.web import Principal, Role
-from primespark.errors import AuthenticationError
+from primespark.errors import AuthenticationError, DeadlineExceededError
 from primespark.store import access, devices
 from primespark.store.blobs import BlobStore
 from primespark.store.database import available
@@ -24,26 +24,47 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class Cloud:
-    """The collaborators of every route."""
+    """The collaborators of every route.
+
+    Attributes:
+        deadline_s: How long a request waits for the store.
+        push_deadline_s: How long a batch does.
+    """
 
     settings: Settings
     engine: Engine
     notifier: Notifier
     blobs: BlobStore
     signing_key: SigningKey
+    deadline_s: float = 10.0
+    push_deadline_s: float = 30.0
 
-    async def transact(self, work: Callable[[Connection], Answer]) -> Answer:
+    async def transact(self, work: Callable[[Connection], Answer], deadline_s: float | None = None) -> Answer:
         """Run `work` in one transaction on a thread; its answer once it is committed.
 
+        Args:
+            work: What to do.
+            deadline_s: How long to wait for it; `self.deadline_s` when absent.
+
         Raises:
-            UnavailableError: The store does not answer; nothing of `work` stands.
+            UnavailableError: The store refuses or the connection broke.
+            DeadlineExceededError: It is silent; `work` may yet be committed, when the store answers again.
         """
 
         def run() -> Answer:
             with available(), self.engine.begin() as connection:
                 return work(connection)
 
-        return await asyncio.to_thread(run)
+        limit_s = self.deadline_s if deadline_s is None else deadline_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await asyncio.to_thread(run)
+        except TimeoutError:
+            raise DeadlineExceededError(
+                f"the store has not answered for {limit_s:.0f} s",
+                remedy="try again; see that PostgreSQL runs",
+                retry_after_s=1,
+            ) from None
 
     async def authenticate(self, token: str) -> Principal:
         """The device or person that holds this key.

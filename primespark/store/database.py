@@ -16,6 +16,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from primespark.errors import ConfigurationError, UnavailableError
 
@@ -28,11 +29,21 @@ _CONNECT_OPTIONS: dict[str, Any] = {
     "application_name": "primespark",
     # Many short queries: just-in-time compilation costs more than it saves.
     "options": "-c jit=off",
+    # A peer that has gone without a word is found out.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
 }
 
 
-def connect(url: str, pool_size: int = 10) -> Engine:
+def connect(url: str, pool_size: int = 10, *, statement_timeout_s: float | None = None) -> Engine:
     """An engine on the database; connects on first use.
+
+    Args:
+        url: Of the database.
+        pool_size: Most connections at once.
+        statement_timeout_s: After this the server ends a statement; migrations are exempt.
 
     Raises:
         ConfigurationError: `url` is no address of a PostgreSQL.
@@ -48,13 +59,16 @@ def connect(url: str, pool_size: int = 10) -> Engine:
         raise ConfigurationError(
             f"the store's URL names {parsed.get_backend_name()!r}", remedy="only PostgreSQL 16 or newer is a store"
         )
+    arguments = dict(_CONNECT_OPTIONS)
+    if statement_timeout_s is not None:
+        arguments["options"] += f" -c statement_timeout={statement_timeout_s * 1000:.0f}"
     return create_engine(
         parsed.set(drivername="postgresql+psycopg2"),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=_CONNECT_TIMEOUT_S,
         pool_pre_ping=True,
-        connect_args=_CONNECT_OPTIONS,
+        connect_args=arguments,
     )
 
 
@@ -67,7 +81,7 @@ def available() -> Iterator[None]:
     """
     try:
         yield
-    except (OperationalError, TimeoutError) as error:
+    except (OperationalError, PoolTimeoutError) as error:
         raise store_unavailable() from error
     except DBAPIError as error:
         if error.connection_invalidated:
@@ -91,6 +105,7 @@ def migrate(engine: Engine) -> None:
         UnavailableError: The store does not answer.
     """
     with available(), engine.connect() as connection:
+        connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
         connection.commit()
         try:
@@ -105,6 +120,8 @@ def migrate(engine: Engine) -> None:
         finally:
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
+            connection.execute(text("RESET statement_timeout"))
+            connection.execute(text("RESET statement_timeout"))
             connection.commit()
 
 

@@ -18,6 +18,7 @@ from primespark.sync.documents import (
     MAX_LEAVES,
     Document,
     changed_pointers,
+    check_value,
     flatten,
     join,
     merge,
@@ -30,6 +31,9 @@ from primespark.sync.records import DataClass, DocumentChange, PulledChange, Pul
 FLEET = "fleet"
 # A device's clock may run ahead this far; its stamps beyond are replaced by the cloud's.
 MAX_CLOCK_AHEAD_MS = 60_000
+# A page of a pull is closed after this much; a device takes answers of up to 64 MiB.
+PAGE_BYTES = 8 * 1024 * 1024
+_ROWS_PER_FETCH = 8
 _CLASS = DataClass.CONFIGURATIONS
 
 
@@ -99,9 +103,12 @@ def merge_pushed(connection: Connection, device_id: str, change: DocumentChange)
         written, is_restamped = _written_by(connection, device_id, change)
     except InvalidInputError as error:
         return Merged(ResultStatus.REJECTED, error.code)
-    if any(pointer == "/desired" or pointer.startswith("/desired/") for pointer in written.leaf_hlc):
+    if any(_concerns_desired(pointer) for pointer in written.leaf_hlc):
         return Merged(ResultStatus.REJECTED, "not_owner")
     merged = merge(known, written)
+    # Stamps of removed leaves stay, so they are bounded here too.
+    if len(merged.leaf_hlc) > MAX_LEAVES:
+        return Merged(ResultStatus.REJECTED, "document_too_large")
     merged = Document(merged.value, join(known.vv, {device_id: counter}), merged.leaf_hlc)
     _store(connection, change.scope, change.key, merged)
     status = _status(change, merged, is_restamped)
@@ -111,22 +118,29 @@ def merge_pushed(connection: Connection, device_id: str, change: DocumentChange)
 def pull(connection: Connection, device_id: str, cursor: int, limit: int) -> PullResponse:
     """Documents in the device's scopes that changed after `cursor`, each once in its newest state, in commit order.
 
-    A cursor beyond the log is of a database that has been restored since: then everything is sent.
+    At most `limit`, and at least one however large it is. A cursor beyond the log is of a database that has been
+    restored since: then everything is sent.
     """
     newest = sync_log.newest(connection)
     after = cursor if cursor <= newest else 0
-    rows = connection.execute(
+    statement = (
         select(document_table)
         .where(document_table.c.scope.in_((device_id, FLEET)))
         # What was written since `newest` was read is left to the next pull, whose cursor it lies behind.
         .where(document_table.c.log_seq > after, document_table.c.log_seq <= newest)
         .order_by(document_table.c.log_seq)
         .limit(limit + 1)
-    ).all()
-    has_more = len(rows) > limit
-    changes = [
-        PulledChange(cursor=row.log_seq, change=to_change(row.scope, row.key, _document(row))) for row in rows[:limit]
-    ]
+    )
+    changes: list[PulledChange] = []
+    size, has_more = 0, False
+    with connection.execute(statement, execution_options={"yield_per": _ROWS_PER_FETCH}) as rows:
+        for row in rows:
+            has_more = len(changes) == limit or size >= PAGE_BYTES
+            if has_more:
+                break
+            change = to_change(row.scope, row.key, _document(row))
+            size += len(change.model_dump_json())
+            changes.append(PulledChange(cursor=row.log_seq, change=change))
     return PullResponse(
         changes=changes,
         next_cursor=changes[-1].cursor if has_more else newest,
@@ -173,7 +187,8 @@ def _written_by(connection: Connection, device_id: str, change: DocumentChange) 
     value = {} if change.op == "del" else change.value
     if not isinstance(value, dict) or len(change.leaf_hlc) > MAX_LEAVES:
         raise InvalidInputError("not an object of at most 10,000 leaves", code="bad_document")
-    storable_json([value, change.leaf_hlc])
+    check_value(value)
+    storable_json(change.leaf_hlc)
     leaves = flatten(value)
     if not leaves.keys() <= change.leaf_hlc.keys():
         raise InvalidInputError("a leaf without a timestamp", code="bad_document")
@@ -189,6 +204,11 @@ def _written_by(connection: Connection, device_id: str, change: DocumentChange) 
     leaf_hlc = {pointer: str(restamped if pointer in ahead else stamp) for pointer, stamp in own.items()}
     written = unflatten({pointer: leaves[pointer] for pointer in own if pointer in leaves})
     return Document(written, {}, leaf_hlc), bool(ahead)
+
+
+def _concerns_desired(pointer: str) -> bool:
+    # The root's stamp ends every leaf below it.
+    return pointer in ("", "/desired") or pointer.startswith("/desired/")
 
 
 def _status(change: DocumentChange, merged: Document, is_restamped: bool) -> ResultStatus:

@@ -54,9 +54,13 @@ def apply_batch(connection: Connection, request: PushRequest, digest: str, recei
     intake = _Intake(request.replica_id, request.epoch, _watermarks(connection, request))
     changes = intake.take_all(request)
     intake.store(connection, received_at)
+    told_bytes = 0
     for index, change in changes:
         merged = documents.merge_pushed(connection, request.replica_id, change)
-        intake.answer(index, merged.status, merged.code, merged.change)
+        told_bytes += len(merged.change.model_dump_json()) if merged.change else 0
+        # What is left out is pulled: it lies behind the device's cursor.
+        told = merged.change if told_bytes <= documents.PAGE_BYTES else None
+        intake.answer(index, merged.status, merged.code, told)
     response = PushResponse(
         status="applied",
         ack_batch_seq=request.batch_seq,

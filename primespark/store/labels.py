@@ -26,6 +26,8 @@ class Label:
 def add(connection: Connection, dataset: str, rows: Sequence[Label]) -> None:
     """Store labels; an older word on a sample never replaces a newer one.
 
+    A time more than a minute ahead is replaced by the cloud's, else nobody could correct that label for long.
+
     Holds the log's lock until commit, so that `received_at` grows in commit order.
     """
     newest: dict[str, Label] = {}
@@ -40,7 +42,10 @@ def add(connection: Connection, dataset: str, rows: Sequence[Label]) -> None:
         text(
             "INSERT INTO control.label AS known"
             " (dataset, sample, label, image_png, source, labelled_at, received_at)"
-            " VALUES (:dataset, :sample, :label, :image_png, :source, :labelled_at, clock_timestamp())"
+            " SELECT :dataset, :sample, :label, :image_png, :source,"
+            " CASE WHEN given.labelled_at > given.now + interval '1 minute' THEN given.now ELSE given.labelled_at END,"
+            " given.now"
+            " FROM (SELECT CAST(:labelled_at AS timestamptz) AS labelled_at, clock_timestamp() AS now) AS given"
             " ON CONFLICT (dataset, sample) DO UPDATE SET label = excluded.label, image_png = excluded.image_png,"
             " source = excluded.source, labelled_at = excluded.labelled_at, received_at = excluded.received_at"
             " WHERE excluded.labelled_at >= known.labelled_at"

@@ -92,11 +92,13 @@ def check_policies(app: FastAPI) -> None:
 
 
 async def _identify(request: Request) -> Principal:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    scheme, _, rest = request.headers.get("authorization", "").partition(" ")
+    # Headers are Latin-1, so this takes a no-break space too: what is left is checked, not what was sent.
+    token = rest.strip()
     if scheme.lower() != "bearer" or not token:
         raise AuthenticationError("no credential", remedy="send `Authorization: Bearer KEY`")
     authenticate: Authenticator = request.app.state.authenticate
-    return await authenticate(token.strip())
+    return await authenticate(token)
 
 
 def _api_routes(routes: Iterable[Any]) -> Iterator[APIRoute]:

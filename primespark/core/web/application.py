@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from primespark.core.logging import get_logger
 from primespark.core.web import problems
 from primespark.core.web.access import Authenticator, allow_anyone, check_policies, require_viewer_unless_local
+from primespark.core.web.bodies import BodyBudget
 
 log = get_logger(__name__)
 
@@ -57,12 +58,13 @@ def create_app(
     )
     app.state.authenticate = authenticate
     app.state.max_body_bytes = max_body_bytes
+    app.state.body_budget = budget = BodyBudget(max_body_bytes)
     problems.install(app)
     app.include_router(_health_router(readiness, summary, open_health))
     for router in routers:
         app.include_router(router)
     check_policies(app)
-    app.add_middleware(_Observed)
+    app.add_middleware(_Observed, budget=budget)
     return app
 
 
@@ -93,10 +95,16 @@ def _health_router(readiness: Readiness, summary: Summary, open_health: bool) ->
 
 
 class _Observed:
-    """Gives each request an id, counts and times it, and answers 500 as problem+json when all else failed."""
+    """Gives each request an id, counts and times it, and answers 500 as problem+json when all else failed.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: The application.
+        budget: Of what requests hold until they are answered.
+    """
+
+    def __init__(self, app: ASGIApp, budget: BodyBudget) -> None:
         self._app = app
+        self._budget = budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -122,6 +130,8 @@ class _Observed:
                 if status == 0:
                     answer = problems.problem(500, "internal", "an error of ours", remedy=f"see the log: {request_id}")
                     await answer(scope, receive, observed_send)
+            finally:
+                self._budget.release(scope)
         route = getattr(scope.get("route"), "path", "unmatched")
         REQUESTS.labels(route, scope["method"], str(status)).inc()
         DURATION.labels(route).observe(time.perf_counter() - started)

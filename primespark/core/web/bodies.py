@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
@@ -11,21 +13,62 @@ from pydantic import BaseModel, ValidationError
 
 from primespark.core.encoding import decode_body
 from primespark.core.web.problems import describe, summarise
-from primespark.errors import InvalidInputError, MalformedError, TooLargeError, UnsupportedMediaError
+from primespark.errors import (
+    InvalidInputError,
+    MalformedError,
+    OverloadedError,
+    TooLargeError,
+    UnsupportedMediaError,
+)
 
 Model = TypeVar("Model", bound=BaseModel)
+Answer = TypeVar("Answer")
 # A sender slower than this holds a connection for nothing.
 BODY_TIMEOUT_S = 60.0
+# Above this, decoding and parsing would hold up the event loop.
+INLINE_BYTES = 64 * 1024
+MINIMUM_BUDGET_BYTES = 64 * 1024 * 1024
+# All faults are built at once or none (pydantic 2.14), so of a body with more than this none is described.
+_MAX_FAULTS = 1000
+_HELD = "primespark_body_bytes"
 
 
-async def read_raw(request: Request) -> bytes:
+class BodyBudget:
+    """Bytes of bodies that a service holds at once, as sent and as decoded; used on one event loop."""
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self._free = max(MINIMUM_BUDGET_BYTES, 4 * max_body_bytes)
+
+    def take(self, scope: MutableMapping[str, Any], size: int) -> None:
+        """Count `size` more bytes for a request.
+
+        Raises:
+            OverloadedError: They are not free.
+        """
+        if size > self._free:
+            raise OverloadedError("too many large requests at once", remedy="try again later", retry_after_s=1)
+        self._free -= size
+        scope[_HELD] = scope.get(_HELD, 0) + size
+
+    def release(self, scope: MutableMapping[str, Any]) -> None:
+        """Give back what a request holds; it has been answered."""
+        self._free += scope.pop(_HELD, 0)
+
+
+async def read_raw(request: Request, max_bytes: int | None = None) -> bytes:
     """The bytes of the body as sent.
 
+    Args:
+        request: The request.
+        max_bytes: A bound of the route's own; the service's when absent.
+
     Raises:
-        TooLargeError: Over the service's limit; the rest is not read.
+        TooLargeError: Over the limit; the rest is not read.
+        OverloadedError: The service holds too many bodies.
         MalformedError: The body did not arrive in time.
     """
-    limit: int = request.app.state.max_body_bytes
+    budget: BodyBudget = request.app.state.body_budget
+    limit = _limit(request, max_bytes)
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
@@ -36,38 +79,52 @@ async def read_raw(request: Request) -> bytes:
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(limit)
+                budget.take(request.scope, len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise MalformedError(f"no whole body within {BODY_TIMEOUT_S:.0f} s", code="truncated_body") from None
     return b"".join(chunks)
 
 
-async def read_body(request: Request) -> bytes:
-    """The decoded body, its `Content-Digest` checked; bounded as sent and as decoded."""
-    raw = await read_raw(request)
-    return decode_body(
+async def read_body(request: Request, max_bytes: int | None = None) -> bytes:
+    """The decoded body, its `Content-Digest` checked; bounded as sent and as decoded, see `read_raw`."""
+    raw = await read_raw(request, max_bytes)
+    decode = partial(
+        decode_body,
         raw,
         encoding=request.headers.get("content-encoding"),
         digest=request.headers.get("content-digest"),
-        max_bytes=request.app.state.max_body_bytes,
+        max_bytes=_limit(request, max_bytes),
     )
+    payload = await _off_loop(len(raw), decode)
+    if payload is not raw:
+        request.app.state.body_budget.take(request.scope, len(payload))
+    return payload
 
 
 async def read_json(request: Request) -> Any:
     """The body as JSON, `application/json` or a `+json` type."""
     _check_media_type(request)
-    return parse_json(await read_body(request))
+    body = await read_body(request)
+    return await _off_loop(len(body), partial(parse_json, body))
 
 
-async def read_model(request: Request, model: type[Model]) -> Model:
+async def read_model(request: Request, model: type[Model], max_bytes: int | None = None) -> Model:
     """The body as `model`, strictly: no coercion, no unknown fields.
 
+    Args:
+        request: The request.
+        model: What its body is.
+        max_bytes: A bound of the route's own; the service's when absent.
+
     Raises:
+        TooLargeError: Over the limit.
         MalformedError: Not JSON.
         InvalidInputError: JSON that is not a `model`; `errors` names each field.
     """
     _check_media_type(request)
-    return parse_model(await read_body(request), model)
+    body = await read_body(request, max_bytes)
+    return await _off_loop(len(body), partial(parse_model, body, model))
 
 
 def parse_model(body: bytes, model: type[Model]) -> Model:
@@ -103,11 +160,23 @@ def _check_media_type(request: Request) -> None:
         raise UnsupportedMediaError(f"Content-Type {media_type[:60]!r}", remedy="send application/json")
 
 
+def _limit(request: Request, max_bytes: int | None) -> int:
+    service: int = request.app.state.max_body_bytes
+    return service if max_bytes is None else min(max_bytes, service)
+
+
+async def _off_loop(size: int, work: Callable[[], Answer]) -> Answer:
+    return work() if size <= INLINE_BYTES else await asyncio.to_thread(work)
+
+
 def _refuse(error: ValidationError) -> NoReturn:
-    errors = [describe(item) for item in error.errors(include_url=False, include_input=False, include_context=False)]
-    if any(item["type"] == "json_invalid" for item in errors):
+    if error.error_count() > _MAX_FAULTS:
+        raise InvalidInputError(f"{error.error_count()} faults, too many to name") from None
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    errors = describe(faults)
+    if faults[0]["type"] == "json_invalid":
         raise MalformedError(f"not JSON: {errors[0]['msg']}"[:200]) from None
-    raise InvalidInputError(summarise(errors), errors=errors) from None
+    raise InvalidInputError(summarise(errors, len(faults)), errors=errors) from None
 
 
 def _refuse_constant(text: str) -> NoReturn:

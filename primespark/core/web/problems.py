@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -17,7 +18,12 @@ from primespark.core.logging import get_logger
 from primespark.errors import PrimeSparkError
 
 MEDIA_TYPE = "application/problem+json"
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media"}
+CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media"}
+
+OTHER_CODE = "http_error"
+MAX_DESCRIBED = 20
+_MAX_TEXT = 200
+_RETRY_AFTER_S = 1
 
 log = get_logger(__name__)
 
@@ -31,7 +37,10 @@ def problem(
     errors: list[dict[str, object]] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """A problem+json answer."""
+    """A problem+json answer; 429 and 503 always say when to try again."""
+    headers = dict(headers or {})
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        headers.setdefault("Retry-After", str(_RETRY_AFTER_S))
     body: dict[str, Any] = {
         "type": f"urn:primespark:error:{code}",
         "title": HTTPStatus(status).phrase,
@@ -70,25 +79,29 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, error: HTTPException) -> Response:
-        code = _CODES.get(error.status_code, "http_error")
+        code = CODES.get(error.status_code, OTHER_CODE)
         return problem(error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
     async def _validation(_request: Request, error: RequestValidationError) -> Response:
-        errors = [describe(item) for item in error.errors()]
-        return problem(422, "invalid_input", summarise(errors), errors=errors)
+        errors = describe(error.errors())
+        return problem(422, "invalid_input", summarise(errors, len(error.errors())), errors=errors)
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
         return problem(400, "truncated_body", "the connection ended before the body did", remedy="send it again")
 
 
-def describe(item: Any) -> dict[str, object]:
-    """One fault of a validation, without the input: echoing a NaN would break the answer."""
-    return {"loc": ".".join(str(part) for part in item["loc"]), "msg": item["msg"], "type": item["type"]}
+def describe(faults: Sequence[Any]) -> list[dict[str, object]]:
+    """The first faults of a validation, without the input: echoing a NaN would break the answer."""
+    return [
+        {"loc": ".".join(str(part) for part in item["loc"])[:_MAX_TEXT], "msg": item["msg"][:_MAX_TEXT],
+         "type": item["type"]}
+        for item in faults[:MAX_DESCRIBED]
+    ]  # fmt: skip
 
 
-def summarise(errors: list[dict[str, object]]) -> str:
-    """The first faults in one line."""
+def summarise(errors: list[dict[str, object]], count: int) -> str:
+    """The first of `count` faults in one line."""
     shown = "; ".join(f"{error['loc'] or 'body'}: {error['msg']}" for error in errors[:3])
-    return shown + (f"; and {len(errors) - 3} more" if len(errors) > 3 else "")
+    return shown + (f"; and {count - 3} more" if count > 3 else "")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from primespark.core.web.protocol import BoundedProtocol
 from primespark.errors import ConfigurationError
 
 SHUTDOWN_TIMEOUT_S = 5
@@ -57,8 +58,16 @@ async def serve(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None] 
         ConfigurationError: The address is in use or not ours.
     """
     listener = bind(host, port)
-    config = uvicorn.Config(
+    await _Server(configure(app), on_stop).serve(sockets=[listener])
+
+
+def configure(app: ASGIApp) -> uvicorn.Config:
+    """How uvicorn serves `app`."""
+    return uvicorn.Config(
         app,
+        http=BoundedProtocol,
+        # Nothing here speaks it, and its protocol would take over the connection with its own bounds.
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -66,7 +75,6 @@ async def serve(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None] 
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         lifespan="on",
     )
-    await _Server(config, on_stop).serve(sockets=[listener])
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from sqlalchemy import Engine, text
 from primespark.cloud.main import build, build_app
 from primespark.cloud.state import Cloud
 from primespark.core.encoding import content_digest, encode_body
+from primespark.core.paths import write_private
 from primespark.core.settings import Settings, load_settings
-from primespark.store import devices, documents
+from primespark.core.web.server import bind
+from primespark.embedded.ports import choose_port
+from primespark.errors import ConfigurationError
+from primespark.store import access, database, devices, documents
 
 MOMENT = "2026-11-20T10:00:00.000000Z"
 
@@ -67,11 +72,14 @@ class Gate:
             return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
 
 
+def settings_of(engine: Engine) -> Settings:
+    url = engine.url.render_as_string(hide_password=False)
+    return load_settings(overrides={"cloud": {"store": {"url": url}, "max_body_bytes": 1_000_000}})
+
+
 @pytest.fixture
 async def gate(store_engine: Engine, tmp_path: Path) -> AsyncIterator[Gate]:
-    url = store_engine.url.render_as_string(hide_password=False)
-    settings: Settings = load_settings(overrides={"cloud": {"store": {"url": url}, "max_body_bytes": 1_000_000}})
-    cloud = await asyncio.to_thread(build, settings, tmp_path)
+    cloud = await asyncio.to_thread(build, settings_of(store_engine), tmp_path)
     app = build_app(cloud)
     async with (
         app.router.lifespan_context(app),
@@ -255,13 +263,93 @@ async def test_a_device_reads_only_blobs_that_its_documents_name(gate: Gate) -> 
 
 
 @pytest.mark.parametrize(
-    "image", ["", "!!!", "aGVsbG8=", "A" * 100_000], ids=["empty", "no base64", "no image", "too long"]
+    ("image", "status"),
+    [("", 422), ("!!!", 422), ("aGVsbG8=", 422), ("A" * 100_000, 413)],
+    ids=["empty", "no base64", "no image", "too long"],
 )
-async def test_a_bad_label_is_refused(gate: Gate, image: str) -> None:
+async def test_a_bad_label_is_refused(gate: Gate, image: str, status: int) -> None:
     body = {"dataset": "digits", "sample": "one", "label": "1", "image_png_base64": image}
     answer = await gate.client.post("/api/v1/labels", json=body, headers=gate.admin)
-    assert answer.status_code == 422, answer.text
+    assert answer.status_code == status, answer.text
+    assert answer.json()["code"] in {"invalid_input", "undecodable_image", "too_large"}
     assert gate.count("control.label") == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/api/v1/devices/%00", None),
+        ("DELETE", "/api/v1/devices/%00", None),
+        ("POST", "/api/v1/devices/%00/rotate", None),
+        ("GET", "/api/v1/devices/edge-1/records/configurations/%00", None),
+        ("GET", "/api/v1/devices/%00/records/configurations/twin", None),
+        ("PATCH", "/api/v1/devices/edge-1/records/configurations/%00", {"desired": {"rate": 1}}),
+        ("PATCH", "/api/v1/devices/edge-1/records/configurations/twin", {"desired": {"rate": "\0"}}),
+        ("GET", "/api/v1/labels?dataset=%00", None),
+        ("GET", "/api/v1/labels?dataset=digits&after=%00", None),
+        ("POST", "/api/v1/labels", {"dataset": "digits", "sample": "1", "label": "a\0b", "image_png_base64": ""}),
+        ("POST", "/api/v1/analytics/insert", {"metrics": [{"metric_name": "a", "value": 1.0, "device_id": "\0"}]}),
+        ("POST", "/api/v1/analytics/insert", {"metrics": [{"metric_name": "a", "value": 1.0, "source": "\0"}]}),
+        ("POST", "/api/v1/analytics/insert", {"metrics": [{"metric_name": "a", "value": 1.0, "labels": {"\0": ""}}]}),
+    ],
+)
+async def test_what_no_database_keeps_is_no_error_of_ours(gate: Gate, method: str, path: str, body: Any) -> None:
+    await gate.enrol()
+    answer = await gate.client.request(method, path, json=body, headers=gate.admin)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json"), answer.text
+
+
+@pytest.mark.parametrize("is_length_told", [True, False])
+async def test_a_large_enrolment_is_refused(gate: Gate, is_length_told: bool) -> None:
+    body = json.dumps({"token": "t" * 16, "device_id": "edge-1", **{f"k{n}": 1 for n in range(5000)}}).encode()
+
+    async def piecewise() -> AsyncIterator[bytes]:
+        yield body
+
+    answer = await gate.client.post(
+        "/sync/v1/enroll", content=body if is_length_told else piecewise(), headers={"Content-Type": "application/json"}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+
+async def test_a_batch_beyond_its_deadline_is_applied_once_all_the_same(gate: Gate) -> None:
+    key, body = await gate.enrol(), batch(1, [fact(1)])
+    hasty = build_app(replace(gate.cloud, push_deadline_s=0.2))
+    with gate.cloud.engine.connect() as blocker:
+        blocker.execute(text("LOCK TABLE sync.fact IN ACCESS EXCLUSIVE MODE"))
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=hasty), base_url="http://cloud") as client:
+            late = await Gate(client, gate.cloud, "").push(key, body)
+            assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+            assert late.headers["retry-after"] == "1"
+    again = await gate.push(key, body)
+    assert (again.status_code, again.json()["ack_batch_seq"]) == (200, 1)
+    assert gate.count("sync.fact") == gate.count("sync.batch") == 1
+
+
+async def test_readiness_does_not_wait_for_a_silent_store(gate: Gate) -> None:
+    # As a stopped PostgreSQL: the kernel takes the connection, and nobody answers.
+    with bind("127.0.0.1", 0) as silent:
+        silent.listen()
+        dead = build_app(behind_port(gate.cloud, silent.getsockname()[1]))
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=dead), base_url="http://cloud") as client:
+            async with asyncio.timeout(4):
+                ready = await client.get("/readyz")
+        assert (ready.status_code, list(ready.json()["missing"])) == (503, ["store"])
+
+
+@pytest.mark.parametrize("content", ["", "\n", "short"])
+def test_an_admin_key_that_was_cut_off_opens_nothing(store_engine: Engine, tmp_path: Path, content: str) -> None:
+    write_private(tmp_path / "cloud" / "admin.key", content.encode())
+    with pytest.raises(ConfigurationError, match=r"admin\.key"):
+        build(settings_of(store_engine), tmp_path)
+
+
+def test_an_admin_key_may_end_with_a_line(store_engine: Engine, tmp_path: Path) -> None:
+    key = "k" * 20
+    write_private(tmp_path / "cloud" / "admin.key", f"{key}\n".encode())
+    build(settings_of(store_engine), tmp_path).engine.dispose()
+    with store_engine.begin() as connection:
+        assert access.find_api_key(connection, key) == ("admin", "admin")
 
 
 async def test_metrics_are_stored_together_or_not_at_all(gate: Gate) -> None:
@@ -303,10 +391,10 @@ async def test_a_store_that_does_not_answer_is_a_503(gate: Gate) -> None:
 
 def build_dead(cloud: Cloud) -> Cloud:
     """The same cloud with its store behind a port that nothing listens on."""
-    from dataclasses import replace
+    return behind_port(cloud, choose_port(0, set()))
 
-    from primespark.embedded.ports import choose_port
-    from primespark.store.database import connect
 
-    url = cloud.engine.url.set(port=choose_port(0, set())).render_as_string(hide_password=False)
-    return replace(cloud, engine=connect(url, 1))
+def behind_port(cloud: Cloud, port: int) -> Cloud:
+    """The same cloud with its store behind another port."""
+    url = cloud.engine.url.set(port=port).render_as_string(hide_password=False)
+    return replace(cloud, engine=database.connect(url, 1))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic import command
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, create_engine, inspect, text
 
 from primespark.errors import ConfigurationError, UnavailableError
 from primespark.store import database
@@ -36,6 +36,21 @@ def test_services_that_start_at_once_migrate_once(empty_postgres_url: str) -> No
         assert connection.execute(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")).scalar_one() == 0
     for engine in engines:
         engine.dispose()
+
+
+def test_a_statement_that_takes_too_long_is_ended(empty_postgres_url: str) -> None:
+    engine = database.connect(empty_postgres_url, pool_size=1, statement_timeout_s=0.05)
+    database.migrate(engine)
+    with pytest.raises(UnavailableError), database.available(), engine.begin() as connection:
+        connection.execute(text("SELECT pg_sleep(60)"))
+    engine.dispose()
+
+
+def test_no_free_connection_is_an_unavailable_store(postgres_url: str) -> None:
+    engine = create_engine(postgres_url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    with engine.connect(), pytest.raises(UnavailableError), database.available():
+        engine.connect()
+    engine.dispose()
 
 
 def test_a_listener_hears_what_is_committed(store_engine: Engine) -> None:

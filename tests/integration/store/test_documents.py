@@ -19,6 +19,12 @@ from primespark.sync.records import DocumentChange, PushResponse
 from tests.integration.store.builders import batch, enrol, push
 
 SHA = "a" * 64
+
+
+def _nested(depth: int) -> Any:
+    return [_nested(depth - 1)] if depth else 0
+
+
 _names = (f"twin-{number}" for number in itertools.count())
 
 
@@ -109,6 +115,30 @@ def test_each_side_keeps_what_is_its_own(store_engine: Engine) -> None:
     assert found.value == {"desired": {"rate": 1}}
 
 
+@pytest.mark.parametrize("pointer", ["", "/desired", "/desired/rate", "/desired/other"])
+@pytest.mark.parametrize("op", ["put", "del"])
+def test_a_device_cannot_erase_what_is_desired(store_engine: Engine, pointer: str, op: str) -> None:
+    edge = Edge(store_engine, "edge-1")
+    cloud_write(store_engine, "edge-1", {"desired": {"rate": 1}})
+    edge.write({"reported": {"rate": 1}})
+    value = None if op == "del" else {"reported": {"rate": 1}}
+    leaf_hlc = edge.document.leaf_hlc | {pointer: edge.document.hlc}
+    (result,) = edge.push(op=op, value=value, leaf_hlc=leaf_hlc).results
+    assert (result.status, result.code) == ("rejected", "not_owner")
+    found = edge.in_cloud()
+    assert found is not None
+    assert found.value == {"desired": {"rate": 1}}
+
+
+def test_removed_leaves_do_not_gather_without_end(store_engine: Engine) -> None:
+    edge = Edge(store_engine, "edge-1")
+    for name, code in (("a", None), ("b", "document_too_large")):
+        edge.document = Document()
+        edge.write({"reported": {f"{name}{number}": 1 for number in range(6000)}})
+        results = edge.push().results
+        assert [result.code for result in results] == ([code] if code else [])
+
+
 def test_a_device_cannot_speak_for_the_cloud(store_engine: Engine) -> None:
     edge = Edge(store_engine, "edge-1")
     forged = {"/desired/rate": str(Timestamp(wall_clock_ms(), 0, "cloud")), "/reported/a": _hlc("edge-1")}
@@ -129,6 +159,9 @@ def test_a_device_cannot_speak_for_the_cloud(store_engine: Engine) -> None:
         ({"value": {"reported": {"b": 1}}}, "bad_document"),
         ({"leaf_hlc": {}, "value": {}}, "bad_document"),
         ({"value": {"reported": {"a": "\x00"}}}, "unstorable_value"),
+        ({"value": {"reported": {"a": _nested(40)}}}, "document_too_deep"),
+        ({"value": {"reported": {"a": "x" * 1024 * 1024}}}, "document_too_large"),
+        ({"value": {"reported": {"a": 1, "a\n": 1}}}, "bad_document"),
     ],
 )
 def test_what_is_no_document_is_rejected(store_engine: Engine, other: dict[str, Any], code: str) -> None:
@@ -203,6 +236,36 @@ def test_pull_gives_the_newest_state_of_each_document_in_commit_order(store_engi
         assert documents.pull(connection, "nobody", 1, 10).next_cursor == sync_log.newest(connection)
         # A cursor of a database that is no more.
         assert len(documents.pull(connection, "edge-1", 10**6, 10).changes) == 2
+
+
+def test_a_page_of_large_documents_is_closed_early(store_engine: Engine) -> None:
+    for number in range(12):
+        cloud_write(store_engine, "edge-1", {"desired": {"text": "x" * 1_000_000}}, f"large-{number}")
+    cursor, pages, has_more = 0, [], True
+    while has_more:
+        with store_engine.begin() as connection:
+            page = documents.pull(connection, "edge-1", cursor, 1000)
+        pages.append([item.change.key for item in page.changes])
+        assert len(page.model_dump_json()) < documents.PAGE_BYTES + 2 * 1024 * 1024
+        cursor, has_more = page.next_cursor, page.has_more
+    assert [len(keys) for keys in pages] == [9, 3]
+    assert [key for keys in pages for key in keys] == [f"large-{number}" for number in range(12)]
+
+
+def test_an_answer_tells_of_merged_documents_up_to_a_page(store_engine: Engine) -> None:
+    edge = Edge(store_engine, "edge-1")
+    keys = [f"large-{number}" for number in range(12)]
+    for key in keys:
+        cloud_write(store_engine, "edge-1", {"desired": {"text": "x" * 1_000_000}}, key)
+    edge.write({"reported": {"rate": 1}})
+    changes = [documents.to_change("edge-1", key, edge.document) for key in keys]
+    with store_engine.begin() as connection:
+        answer = push(connection, batch(1, changes))
+    assert [result.status for result in answer.results] == ["merged"] * 12
+    assert [result.record is not None for result in answer.results] == [True] * 8 + [False] * 4
+    assert [change.value for change in edge.pull()] == [
+        {"desired": {"text": "x" * 1_000_000}, "reported": {"rate": 1}}
+    ] * 9
 
 
 def test_a_removed_field_stays_removed(store_engine: Engine) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, text
 
+from primespark.core.clock import utc_now
 from primespark.errors import UnavailableError
 from primespark.store import documents, labels, outbox, pipeline, sync_log
 from primespark.store.labels import Label
@@ -86,6 +87,23 @@ def test_labels_are_read_as_they_were_at_a_time(store_engine: Engine) -> None:
         ]
         assert labels.read(connection, "digits", then) == [label("a", "2"), label("b", "1")]
         assert [row.sample for row in labels.page(connection, "digits", "a", 1)] == ["b"]
+
+
+def test_a_label_from_a_clock_ahead_can_be_corrected(store_engine: Engine) -> None:
+    def label(name: str, ahead: timedelta) -> Label:
+        return Label("a", name, b"png", "edge-1", utc_now() + ahead)
+
+    for name, ahead in (("1", timedelta(days=400)), ("2", timedelta(days=300)), ("3", timedelta())):
+        with store_engine.begin() as connection:
+            labels.add(connection, "digits", [label(name, ahead)])
+            (found,) = labels.read(connection, "digits")
+        assert found.label == name
+        assert found.labelled_at <= utc_now()
+    with store_engine.begin() as connection:
+        labels.add(connection, "digits", [label("4", timedelta(seconds=30))])
+        labels.add(connection, "digits", [label("5", timedelta())])
+        (found,) = labels.read(connection, "digits")
+    assert found.label == "4"
 
 
 def test_stages_hand_over(store_engine: Engine) -> None:

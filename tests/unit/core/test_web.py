@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx2
@@ -14,7 +17,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
 from primespark.core.encoding import compress, content_digest
-from primespark.core.web import Principal, Role, create_app, read_json, read_model, require
+from primespark.core.web import Principal, Role, create_app, problems, read_json, read_model, require
+from primespark.core.web.bodies import MINIMUM_BUDGET_BYTES
 from primespark.core.web.server import bind
 from primespark.errors import AuthenticationError, ConfigurationError, OverloadedError
 
@@ -58,7 +62,9 @@ def router() -> APIRouter:
     return routes
 
 
-def make(routers: list[APIRouter], missing: dict[str, str] | None = None, open_health: bool = False) -> Any:
+def make(
+    routers: list[APIRouter], missing: dict[str, str] | None = None, open_health: bool = False, limit: int = LIMIT
+) -> Any:
     async def readiness() -> dict[str, str]:
         return missing or {}
 
@@ -71,7 +77,7 @@ def make(routers: list[APIRouter], missing: dict[str, str] | None = None, open_h
         routers=routers,
         readiness=readiness,
         summary=summary,
-        max_body_bytes=LIMIT,
+        max_body_bytes=limit,
         open_health=open_health,
     )
 
@@ -173,6 +179,68 @@ def test_errors_carry_code_remedy_and_retry_after(client: Client) -> None:
     assert answer.headers["retry-after"] == "2"
     assert answer.json()["code"] == "queue_full"
     assert answer.json()["remedy"] == "wait"
+
+
+@pytest.mark.parametrize(("status", "is_there"), [(429, True), (503, True), (422, False)])
+def test_retry_after_is_never_missing(status: int, is_there: bool) -> None:
+    assert ("retry-after" in problems.problem(status, "code", "detail").headers) is is_there
+
+
+def test_codes_without_a_class_are_explained() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "errors.md").read_text(encoding="utf-8")
+    codes = {*problems.CODES.values(), problems.OTHER_CODE}
+    assert {code for code in codes if f"`{code}`" not in page} == set()
+
+
+def test_of_many_faults_the_first_are_described(client: Client) -> None:
+    answer = client("POST", "/readings", json={f"k{number}": 1 for number in range(500)})
+    assert answer.status_code == 422
+    assert len(answer.json()["errors"]) == 20
+    assert answer.json()["detail"].endswith("; and 499 more")
+    answer = client("POST", "/readings", json={f"{number}": 1 for number in range(1000)})
+    assert (answer.status_code, answer.json()["detail"]) == (422, "1002 faults, too many to name")
+    answer = client("POST", "/readings", json={"k" * 9000: 1})
+    assert len(answer.content) < 2000
+
+
+def test_a_long_body_is_parsed_off_the_loop_alike() -> None:
+    large = Client(make([router()], limit=1_000_000))
+    for body, status in ((json.dumps({"name": "n" * 100_000, "value": 1.5}), 200), ("[" * 100_000, 400)):
+        assert large("POST", "/readings", content=body.encode(), headers=JSON).status_code == status
+        assert large("POST", "/anything", content=body.encode(), headers=JSON).status_code == status
+
+
+def test_a_body_is_not_read_before_the_caller_is_known(client: Client) -> None:
+    read = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(True)
+        yield b"{}"
+
+    assert client("POST", "/readings", "nobody", content=body(), headers=JSON).status_code == 401
+    assert not read
+
+
+def test_bodies_in_flight_are_bounded_together() -> None:
+    app = make([router()])
+    client = Client(app)
+    other: dict[str, Any] = {}
+    body = json.dumps({"name": "a", "value": 1.5}).encode()
+    for sent, headers in ((body, JSON), (compress(body), {**JSON, "Content-Encoding": "zstd"}), (b"{", JSON)):
+        client("POST", "/readings", content=sent, headers=headers)
+    # All is given back, or this would be refused.
+    app.state.body_budget.take(other, MINIMUM_BUDGET_BYTES)
+    answer = client("POST", "/readings", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["code"]) == (429, "overloaded")
+    assert answer.headers["retry-after"] == "1"
+    app.state.body_budget.release(other)
+    assert client("POST", "/readings", content=body, headers=JSON).status_code == 200
+
+
+def test_a_credential_of_blanks_is_none(client: Client) -> None:
+    for token in ("\xa0", " ", "\x85"):
+        answer = client("POST", "/readings", None, headers={b"Authorization": b"Bearer " + token.encode("latin-1")})
+        assert (answer.status_code, answer.json()["detail"]) == (401, "no credential")
 
 
 def test_an_unexpected_error_tells_nothing_of_the_inside(client: Client) -> None:
