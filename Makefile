@@ -33,7 +33,7 @@ bench: .venv/.dev ## Measure the promised figures
 	$(PY) -m benchmarks $(ARGS)
 
 prove: .venv/.dev ## The long proofs: thousands of histories, many kills
-	$(PY) -m pytest -m prove $(ARGS)
+	PROVE=1 $(PY) -m pytest -m prove $(ARGS)
 
 format: .venv/.dev ## Format the code
 	$(PY) -m ruff check --fix .

@@ -17,8 +17,9 @@ from primespark.core.settings import Settings
 from primespark.embedded.stack import DEFAULT_AGENTS, AgentSpec, Stack
 from primespark.embedded.supervisor import State
 from primespark.store import database
+from tests.helpers import rounds
 
-KILLS = 3
+KILLS = rounds(3, 15)
 # Frames come fast, so a kill at a random moment falls into capture, enqueue, push or ingest.
 BUSY = {
     "PRIMESPARK_EDGE__CAPTURE__FRAMES_PER_SECOND": "20",
@@ -42,6 +43,7 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
         await stack.stop()
 
 
+@pytest.mark.prove
 async def test_the_store_holds_exactly_what_was_acknowledged(stack: Stack) -> None:
     chance = random.Random(7)  # a seed for the moments; what runs at them is left to the machine
     clients = [

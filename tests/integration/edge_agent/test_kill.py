@@ -8,14 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from edge_agent.database import Database
 from edge_agent.queue import OfflineQueue
 from primespark.core.settings import OfflineSettings
+from tests.helpers import rounds
 from tests.integration.edge_agent.enqueuer import STREAMS
 
-KILLS = 3
+KILLS = rounds(3, 50)
 
 
+@pytest.mark.prove
 def test_acknowledged_facts_survive_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "queue.db"
     chance = random.Random(3)

@@ -12,21 +12,22 @@ import pytest
 from sqlalchemy import text
 
 from primespark.store import database, gate, outbox
+from tests.helpers import rounds
 from tests.integration.store.builders import T0, batch, enrol, fact
 
 FACTS_PER_BATCH = 20
 DEVICE = "edge-1"
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.prove)])
-def test_kills_leave_whole_batches(postgres_url: str, tmp_path: Path, kills: int) -> None:
+@pytest.mark.prove
+def test_kills_leave_whole_batches(postgres_url: str, tmp_path: Path) -> None:
     chance = random.Random(11)  # a seed for the moments; what runs at them is left to the machine
     acknowledged = tmp_path / "acknowledged"
     acknowledged.touch()
     engine = database.connect(postgres_url)
     with engine.begin() as connection:
         enrol(connection, DEVICE)
-    for _ in range(kills):
+    for _ in range(rounds(3, 50)):
         before = _count(acknowledged)
         process = subprocess.Popen([sys.executable, __file__, postgres_url, str(acknowledged)])
         deadline = time.monotonic() + 30

@@ -16,6 +16,7 @@ from primespark.errors import AuthorizationError, InvalidInputError
 from primespark.store import database, documents, server, sync_log
 from primespark.sync.documents import Document, merge, merge_patch, write
 from primespark.sync.records import DocumentChange, PushResponse
+from tests.helpers import rounds
 from tests.integration.store.builders import batch, enrol, push
 
 SHA = "a" * 64
@@ -315,7 +316,10 @@ acts: st.SearchStrategy[tuple[str, dict[str, Any]]] = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@pytest.mark.prove
+@settings(
+    max_examples=rounds(40, 600), suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(acts, max_size=12), st.sampled_from([-86_400_000, 0, 30_000]))
 def test_cloud_and_device_converge(law_engine: Engine, history: list[tuple[str, Any]], ahead_ms: int) -> None:
     """After one push and one pull both hold the same, whatever was lost; a write after all others stands."""

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 from primespark.errors import ConflictError
 from primespark.store import database, outbox, sync_log
 from primespark.sync.records import Fact, Lost, PushRequest
+from tests.helpers import rounds
 from tests.integration.store.builders import batch, enrol, fact, lost, push
 
 STREAMS = ("telemetry", "inference_results")
@@ -78,7 +79,10 @@ def law_engine(postgres_server: Any) -> Any:
     postgres_server.drop(url)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@pytest.mark.prove
+@settings(
+    max_examples=rounds(40, 600), suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(steps)
 def test_each_fact_is_stored_once_whatever_is_lost(law_engine: Engine, history: list[tuple[int, str, Any]]) -> None:
     fleet = [Device(next(_names)) for _ in range(2)]

@@ -18,6 +18,7 @@ from primespark.core.values import LARGEST_NUMBER
 from primespark.errors import InvalidInputError
 from primespark.store import database, rollups, samples, windows
 from primespark.store.samples import Inserted, Sample, Series
+from tests.helpers import rounds
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -55,7 +56,10 @@ history = st.lists(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@pytest.mark.prove
+@settings(
+    max_examples=rounds(40, 400), suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(history, st.data())
 def test_rollups_are_what_numpy_computes(law_engine: Engine, history: list[Any], data: st.DataObject) -> None:
     with law_engine.begin() as connection:
@@ -236,7 +240,8 @@ def test_a_query_is_bounded(store_engine: Engine) -> None:
 
 
 @given(st.permutations([0, 0, 1, 2, 3]), st.integers(1, 5))
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.prove
+@settings(max_examples=rounds(20, 200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_window_keeps_its_highest_revision(law_engine: Engine, order: list[int], size: int) -> None:
     def row(revision: int) -> dict[str, Any]:
         return {

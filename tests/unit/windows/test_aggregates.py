@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primespark.windows.aggregates import Aggregate, AggregationFunction
+from tests.helpers import rounds
 from tests.unit.windows.oracle import expected_value
 
 FUNCTIONS = list(AggregationFunction)
@@ -72,7 +73,8 @@ def test_an_empty_part_is_neutral_from_both_sides(items: list[tuple[int, float]]
     assert_same(other, items, 1)
 
 
-@settings(max_examples=40)
+@pytest.mark.prove
+@settings(max_examples=rounds(40, 800))
 @given(left=records, middle=records, right=records)
 def test_merging_is_associative_and_commutative(
     left: list[tuple[int, float]], middle: list[tuple[int, float]], right: list[tuple[int, float]]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from primespark.windows.results import ResultKind, WindowResult
 from primespark.windows.rules import AggregationRule
+from tests.helpers import rounds
 from tests.unit.windows import oracle
 from tests.unit.windows.histories import Feed, histories, make_engine, reborn, rules
 from tests.unit.windows.oracle import Step
@@ -23,7 +24,8 @@ def whole(results: list[WindowResult]) -> list[tuple[Any, ...]]:
     return [(*tell(result), result.value, result.kind) for result in results]
 
 
-@settings(max_examples=200)
+@pytest.mark.prove
+@settings(max_examples=rounds(200, 4000))
 @given(rule=rules(), history=histories())
 def test_the_engine_says_step_by_step_what_the_oracle_says(rule: AggregationRule, history: list[Step]) -> None:
     engine = make_engine(rule)
@@ -45,7 +47,8 @@ def test_the_engine_says_step_by_step_what_the_oracle_says(rule: AggregationRule
     assert engine.counters["r"].late_dropped == number_late == late
 
 
-@settings(max_examples=80)
+@pytest.mark.prove
+@settings(max_examples=rounds(80, 1600))
 @given(rule=rules(), history=histories(), data=st.data())
 def test_a_restart_changes_nothing(rule: AggregationRule, history: list[Step], data: st.DataObject) -> None:
     steady = Feed(make_engine(rule))
@@ -56,7 +59,8 @@ def test_a_restart_changes_nothing(rule: AggregationRule, history: list[Step], d
         assert whole(restarted.step(step).results) == whole(steady.step(step).results)
 
 
-@settings(max_examples=80)
+@pytest.mark.prove
+@settings(max_examples=rounds(80, 1600))
 @given(rule=rules(), history=histories(), data=st.data())
 def test_how_rows_are_cut_into_messages_changes_nothing(
     rule: AggregationRule, history: list[Step], data: st.DataObject
@@ -79,7 +83,8 @@ def test_how_rows_are_cut_into_messages_changes_nothing(
     assert whole(in_chunks) == whole(one_by_one)
 
 
-@settings(max_examples=80)
+@pytest.mark.prove
+@settings(max_examples=rounds(80, 1600))
 @given(rule=rules(), history=histories(), data=st.data())
 def test_reading_again_after_a_crash_ends_in_the_same_results(
     rule: AggregationRule, history: list[Step], data: st.DataObject
@@ -101,7 +106,8 @@ def test_reading_again_after_a_crash_ends_in_the_same_results(
     ]
 
 
-@settings(max_examples=100)
+@pytest.mark.prove
+@settings(max_examples=rounds(100, 2000))
 @given(rule=rules(), history=histories(max_size=12))
 def test_messages_read_twice_count_once(rule: AggregationRule, history: list[Step]) -> None:
     once, twice = make_engine(rule), make_engine(rule)
