@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,12 @@ def _build_app(
             "device_id": device.device_id, "cloud": state.phase if state else "alone",
         }  # fmt: skip
 
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # The address is bound by now.
+        log.info("listening", url=_url(settings.edge.host, settings.edge.port))
+        yield
+
     app = create_app(
         title="primespark-edge",
         authenticate=LocalKey(folder).authenticate,
@@ -165,9 +172,14 @@ def _build_app(
         summary=summary,
         max_body_bytes=settings.edge.inference.max_body_bytes,
         open_health=settings.security.open_health,
+        lifespan=lifespan,
     )
     app.state.device = device
     return app
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _gate(settings: Settings) -> Any:

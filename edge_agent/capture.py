@@ -20,6 +20,8 @@ from primespark.sync.records import DataClass
 
 # A source that has nothing, or fails, is looked at again after this time.
 _RETRY_S = 2.0
+# Faults of so many frames are told apart; those of more are not logged.
+_MAX_TOLD = 1000
 
 FRAMES = Counter("primespark_capture_frames_total", "Frames by what became of them.", ["outcome"])
 for _outcome in ("inferred", "superseded", "failed", "queue_full"):
@@ -43,6 +45,7 @@ class Capture:
         self._queue = queue
         self._newest: dict[str, Frame] = {}
         self._arrived = asyncio.Event()
+        self._told: dict[str, str] = {}
         self.faults: dict[str, str] = {}
 
     async def run(self, detector: ServedModel) -> NoReturn:
@@ -105,12 +108,19 @@ class Capture:
             found = await self._service.see(frame.image, detector)
             await self._queue.enqueue([NewFact(DataClass.INFERENCE_RESULTS, to_value(found, frame.source), time)])
         except OverloadedError as error:
-            log.warning("frame_not_queued", source=frame.source, code=error.code)
+            self._tell("frame_not_queued", frame.source, error)
             return "queue_full"
         except PrimeSparkError as error:
-            log.warning("frame_failed", source=frame.source, code=error.code, cause=error.message)
+            self._tell("frame_failed", frame.source, error)
             return "failed"
+        self._told.pop(frame.source, None)
         return "inferred"
+
+    def _tell(self, event: str, source: str, error: PrimeSparkError) -> None:
+        """Log a frame's fault once until it changes, not each time the frame comes round."""
+        if self._told.get(source) != error.code and (source in self._told or len(self._told) < _MAX_TOLD):
+            self._told[source] = error.code
+            log.warning(event, source=source, code=error.code, cause=error.message)
 
 
 def to_value(found: Inference, source: str) -> dict[str, object]:

@@ -19,6 +19,9 @@ from primespark.core.web import Principal, Role
 from primespark.errors import AuthenticationError, ConfigurationError
 from primespark.sync.records import EnrolResponse, Limits
 
+# What we make has 43 characters; a file this short was cut off, or made by hand.
+_SHORTEST_KEY = 16
+
 log = get_logger(__name__)
 
 
@@ -63,11 +66,11 @@ class CredentialFiles:
 
     def __init__(self, folder: Path, settings: EdgeSettings) -> None:
         self._key_file = folder / "device.key"
-        self._token_file = folder / "enrolment.token"
+        self.token_file = folder / "enrolment.token"
         self._settings = settings
         self.current = self._load()
         if self.current is not None and self._token_in_file_was_used():
-            self._token_file.unlink()  # a kill came between enrolment and here
+            self.token_file.unlink()  # a kill came between enrolment and here
 
     def token(self) -> str | None:
         """A token that was not used yet."""
@@ -82,7 +85,7 @@ class CredentialFiles:
         write_private(self._key_file, credentials.model_dump_json().encode())
         self.current = credentials
         if self._token_in_file_was_used():
-            self._token_file.unlink()
+            self.token_file.unlink()
 
     def _load(self) -> Credentials | None:
         try:
@@ -103,7 +106,7 @@ class CredentialFiles:
 
     def _read_token_file(self) -> str | None:
         try:
-            return self._token_file.read_text(encoding="ascii").strip() or None
+            return self.token_file.read_text(encoding="ascii").strip() or None
         except (OSError, UnicodeDecodeError):
             return None
 
@@ -115,14 +118,23 @@ class CredentialFiles:
 
 
 class LocalKey:
-    """The key for people at the device, made at first start; its role is admin."""
+    """The key for people at the device, made at first start; its role is admin.
+
+    Raises:
+        ConfigurationError: The file holds no whole key.
+    """
 
     def __init__(self, folder: Path) -> None:
         path = folder / "local.key"
         if not path.exists():
             write_private(path, secrets.token_urlsafe(32).encode())
             log.info("local_key_made", file=str(path))
-        self._sha256 = sha256_hex(path.read_bytes().strip())
+        key = path.read_bytes().strip()
+        if len(key) < _SHORTEST_KEY:
+            raise ConfigurationError(
+                f"{path} holds no whole key", remedy="remove it: a new one is made at the next start"
+            )
+        self._sha256 = sha256_hex(key)
 
     async def authenticate(self, token: str) -> Principal:
         """Who holds `token`.

@@ -153,6 +153,9 @@ class Database:
 
     def _open_or_replace(self) -> sqlite3.Connection:
         private_directory(self.path.parent)
+        if _has_only_its_log(self.path):
+            # SQLite would drop the log without a word, and with it all that was acknowledged.
+            _set_aside(self.path, "the file is empty or gone, its log is not")
         try:
             return _open(self.path)
         except sqlite3.DatabaseError as error:
@@ -162,6 +165,13 @@ class Database:
                 ) from None
             _set_aside(self.path, str(error))
         return _open(self.path)
+
+
+def _has_only_its_log(path: Path) -> bool:
+    file, log_file = (
+        part.stat().st_size if part.exists() else 0 for part in (path, path.with_name(f"{path.name}-wal"))
+    )
+    return file == 0 < log_file
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from edge_agent import replica
 from edge_agent.database import Database
 from edge_agent.schema import read_number, write_meta
-from primespark.errors import AuthorizationError
+from primespark.errors import AuthorizationError, InvalidInputError
 from primespark.sync.documents import Document, Order, changed_pointers, compare, merge, merge_patch, write
 from primespark.sync.records import DataClass, DocumentChange, PullResponse
 
@@ -77,7 +79,7 @@ class Documents:
 
         Raises:
             AuthorizationError: Code `not_owner`: it touches `desired`, which is the cloud's.
-            InvalidInputError: Too deep or too many leaves.
+            InvalidInputError: It could not travel: too deep, too large, bad names, or values that cannot be stored.
         """
 
         def work(connection: sqlite3.Connection) -> Document:
@@ -91,7 +93,9 @@ class Documents:
                 )
             counter, hlc = replica.next_counter(connection), replica.stamp(connection, self.device_id)
             after = write(before, value, replica=self.device_id, counter=counter, hlc=hlc)
-            store(connection, Kept(self.device_id, key, after, is_dirty=True))
+            kept = Kept(self.device_id, key, after, is_dirty=True)
+            _check_change(kept)
+            store(connection, kept)
             return after
 
         return await self._database.run(work)
@@ -149,6 +153,17 @@ def to_change(kept: Kept) -> DocumentChange:
     )  # fmt: skip
 
 
+def _check_change(kept: Kept) -> None:
+    try:
+        to_change(kept)
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"this cannot travel as a document: {error.errors()[0]['msg']}",
+            remedy="shorter names, of letters, digits and _ . : / -",
+            code="bad_document",
+        ) from None
+
+
 def settle(connection: sqlite3.Connection, device_id: str, scope: str, key: str, counter: int) -> None:
     """The cloud answered for the write numbered `counter`; a later one stays to be sent."""
     kept = load_kept(connection, scope, key)
@@ -173,6 +188,12 @@ def load_kept(connection: sqlite3.Connection, scope: str, key: str) -> Kept | No
     """A document with its state here."""
     row = connection.execute(f"{_SELECT} WHERE scope = ? AND key = ?", (scope, key)).fetchone()
     return _kept(row) if row else None
+
+
+def load_text(connection: sqlite3.Connection, scope: str, key: str) -> str:
+    """The JSON of a document's value, as it is kept; empty for a document there is none of."""
+    row = connection.execute("SELECT value FROM document WHERE scope = ? AND key = ?", (scope, key)).fetchone()
+    return str(row[0]) if row else ""
 
 
 def store(connection: sqlite3.Connection, kept: Kept) -> None:

@@ -78,13 +78,25 @@ class GateClient:
         self._client.headers["Authorization"] = f"Bearer {key}"
 
     async def enrol(self, token: str, device_id: str) -> EnrolResponse:
-        """Exchange a token for a key."""
-        request = EnrolRequest(
-            token=token,
-            device_id=device_id,
-            capabilities={"engines": ["onnx"], "architecture": platform.machine()},
-            versions={"primespark": version("primespark"), "python": platform.python_version()},
-        )
+        """Exchange a token for a key.
+
+        Raises:
+            AuthenticationError: Code `bad_token`, of the gate, or of a length no token has.
+        """
+        try:
+            request = EnrolRequest(
+                token=token,
+                device_id=device_id,
+                capabilities={"engines": ["onnx"], "architecture": platform.machine()},
+                versions={"primespark": version("primespark"), "python": platform.python_version()},
+            )
+        except ValidationError:
+            # The error would tell the token.
+            raise AuthenticationError(
+                f"a token of {len(token)} characters is none",
+                remedy="ask for a new token: primespark device token",
+                code="bad_token",
+            ) from None
         body = request.model_dump_json().encode()
         return _parse(await self._send("POST", "/sync/v1/enroll", content=body, headers=_JSON), EnrolResponse)
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,6 @@ from primespark.core.paths import private_directory, write_private
 from primespark.core.settings import InferenceSettings
 from primespark.errors import (
     IntegrityError,
-    NotFoundError,
     PermanentError,
     PrimeSparkError,
     TransientError,
@@ -39,7 +39,7 @@ MAX_MODELS = 16
 _RETRY_BASE_S = 0.5
 _RETRY_MAX_S = 30.0
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-_NAME = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
+_NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
 
 log = get_logger(__name__)
 
@@ -60,6 +60,10 @@ class Deployed:
 
     manifest: str
     artifact: str
+
+
+class _BlobRefusedError(UnavailableError):
+    """The cloud did not give a blob; it says nothing against the model, so it is reported and tried again."""
 
 
 class ModelDeployer:
@@ -92,6 +96,8 @@ class ModelDeployer:
         self._settings = settings
         self._deployed: dict[str, Deployed] = {}
         self._failed: dict[str, Pointer] = {}
+        self._bad_names: set[str] = set()
+        self._credentials = files.current
         self._backoff = Backoff(_RETRY_BASE_S, _RETRY_MAX_S)
         self._changed = asyncio.Event()
 
@@ -111,10 +117,16 @@ class ModelDeployer:
                 await self._reconcile()
             except (TransientError, OSError) as error:
                 log.warning("deployment_waits", cause=str(error))
-                self._changed.set()
-                await self._backoff.pause()
+                await self._retry()
+            except Exception:
+                log.exception("deployment_failed")
+                await self._retry()
             else:
                 self._backoff.succeeded()
+
+    async def _retry(self) -> None:
+        self._changed.set()
+        await self._backoff.pause()
 
     async def _restore(self) -> None:
         """Load what ran before, verified again; what fails is left to the twin."""
@@ -127,12 +139,21 @@ class ModelDeployer:
             except (ValueError, TypeError):
                 log.error("model_not_restored", model=file.stem, cause="damaged record of what ran")
                 file.unlink()
+            except Exception:
+                log.exception("model_not_restored", model=file.stem)
 
     async def _reconcile(self) -> None:
+        if self._files.current is not self._credentials:
+            # Enrolled since: other keys may be trusted.
+            self._credentials = self._files.current
+            self._failed.clear()
         effective = await self._documents.effective(TWIN)
-        desired = effective.get("desired")
-        models = desired.get("models") if isinstance(desired, dict) else None
-        wanted = models if isinstance(models, dict) else {}
+        wanted = self._well_named(_models_of(effective, "desired"))
+        self._failed = {name: pointer for name, pointer in self._failed.items() if name in wanted}
+        # All at once and first: while a name that cannot travel is left, nothing else can be reported.
+        stale = _models_of(effective, "reported").keys() - wanted.keys() - self._deployed.keys()
+        if stale:
+            await self._documents.patch(TWIN, {"reported": {"models": dict.fromkeys(stale)}})
         waiting: TransientError | None = None
         for name, value in sorted(wanted.items())[:MAX_MODELS]:
             try:
@@ -140,10 +161,19 @@ class ModelDeployer:
             except TransientError as error:
                 # One blob that does not come must not hold up the other models.
                 waiting = error
-        for name in set(self._deployed) - set(wanted):
+        for name in self._deployed.keys() - wanted.keys():
             await self._withdraw(name)
         if waiting is not None:
             raise waiting
+
+    def _well_named(self, models: dict[str, Any]) -> dict[str, Any]:
+        """Those whose name can be reported; any other is logged once."""
+        well_named = {name: value for name, value in models.items() if re.fullmatch(_NAME, name)}
+        bad_names = models.keys() - well_named.keys()
+        for name in sorted(bad_names - self._bad_names):
+            log.error("model_refused", model=name[:64], code="bad_pointer", cause="not a name of a model")
+        self._bad_names = set(bad_names)
+        return well_named
 
     async def _follow(self, name: str, value: Any) -> None:
         try:
@@ -157,10 +187,9 @@ class ModelDeployer:
         try:
             if running is None or running.manifest != pointer.manifest:
                 await self._deploy(name, pointer.manifest, pointer.artifacts, pointer.version)
-        except NotFoundError as error:
-            # The cloud writes blobs before it names them: what answers may be a copy that is behind.
+        except _BlobRefusedError as error:
             await self._report(name, error.code)
-            raise UnavailableError(error.message, code="blob_missing") from None
+            raise
         except PermanentError as error:
             log.error("model_refused", model=name, code=error.code, cause=error.message)
             self._failed[name] = pointer
@@ -218,7 +247,6 @@ class ModelDeployer:
         self._slots.remove(name)
         (self._folder / f"{name}.json").unlink(missing_ok=True)
         del self._deployed[name]
-        self._failed.pop(name, None)
         await self._documents.patch(TWIN, {"reported": {"models": {name: None}}})
 
     async def _report(self, name: str, error: str | None) -> None:
@@ -239,24 +267,30 @@ class ModelDeployer:
             log.error("blob_damaged", sha256=sha256)
         if self._gate is None or self._files.current is None:
             raise UnavailableError("no cloud to fetch the model from", code="not_enrolled")
-        data = await self._gate.blob(sha256)
+        try:
+            data = await self._gate.blob(sha256)
+        except PermanentError as error:
+            # Not for good: the key may be replaced, a proxy mended; a copy that is behind may not have the blob yet.
+            raise _BlobRefusedError(error.message, remedy=error.remedy, code=error.code) from None
         if shutil.disk_usage(self._blobs).free < 2 * len(data):
             raise UnavailableError("no space for the model", remedy="free disk space", code="disk_full")
         await asyncio.to_thread(write_private, path, data)
         return data
 
 
+def _models_of(twin: dict[str, Any], side: str) -> dict[str, Any]:
+    """`models` of the twin's `desired` or `reported`, whatever else people wrote there."""
+    part = twin.get(side)
+    models = part.get("models") if isinstance(part, dict) else None
+    return models if isinstance(models, dict) else {}
+
+
 def _parse_pointer(name: str, value: Any) -> Pointer:
     try:
-        _Name(name=name)
         return Pointer.model_validate(value)
     except ValidationError as error:
         cause = error.errors()[0]["msg"]
         raise IntegrityError(f"desired.models.{name[:64]}: {cause}", code="bad_pointer") from None
-
-
-class _Name(BaseModel):
-    name: Annotated[str, StringConstraints(pattern=_NAME)]
 
 
 def _choose_artifact(manifest: Manifest, offered: tuple[str, ...]) -> str:

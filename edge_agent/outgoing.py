@@ -25,7 +25,9 @@ _ENVELOPE_BYTES = 1024
 _VACUUM_PAGES = 500
 _KEPT_FREE_PAGES = 4000
 
-DEAD_LETTERS = Counter("primespark_sync_dead_letters_total", "Records the cloud refused for good.")
+DEAD_LETTERS = Counter(
+    "primespark_sync_dead_letters_total", "Records the cloud refused for good, or that cannot travel."
+)
 
 log = get_logger(__name__)
 
@@ -75,9 +77,12 @@ class Outgoing:
         """The cloud has the batch: forget it, and keep aside what of it was refused."""
         await self._database.run(lambda connection: self._acknowledge(connection, batch_seq, response))
 
-    async def reject(self, batch_seq: int, code: str) -> None:
-        """The cloud refuses the whole batch for good: send smaller ones, until the record at fault goes alone."""
-        await self._database.run(lambda connection: self._reject(connection, batch_seq, code))
+    async def reject(self, batch_seq: int, code: str) -> bool:
+        """The cloud refuses the whole batch for good: send smaller ones, until the record at fault goes alone.
+
+        Whether another batch comes next: a lost range alone is kept as it is, since no fact after it is taken without.
+        """
+        return await self._database.run(lambda connection: self._reject(connection, batch_seq, code))
 
     def _next_batch(self, connection: sqlite3.Connection) -> Batch | None:
         row = connection.execute("SELECT epoch, batch_seq, records, headers, body FROM batch").fetchone()
@@ -100,7 +105,8 @@ class Outgoing:
             if picked.add(json.dumps(record).encode()):
                 picked.last_lost, picked.lost = id_, picked.lost + 1
         for kept in documents.dirty(connection)[: limit - len(picked.records)]:
-            if picked.add(documents.to_change(kept).model_dump_json().encode()):
+            encoded = self._encode(connection, kept)
+            if encoded is not None and picked.add(encoded):
                 picked.documents.append((kept.scope, kept.key, kept.document.vv[self._device_id]))
         rows = connection.execute(
             "SELECT id, stream, seq, tail FROM operation ORDER BY id LIMIT ?", (limit - len(picked.records),)
@@ -110,6 +116,17 @@ class Outgoing:
                 break
             picked.last_operation = id_
         return picked
+
+    def _encode(self, connection: sqlite3.Connection, kept: documents.Kept) -> bytes | None:
+        """A document as it travels; None for one that cannot, which is set aside: it would hold up all that waits."""
+        try:
+            return documents.to_change(kept).model_dump_json().encode()
+        except (ValueError, RecursionError):
+            record = documents.load_text(connection, kept.scope, kept.key)
+            _add_dead_letter(connection, kept.key, 0, "bad_document", record)
+            counter = kept.document.vv.get(self._device_id, 0)
+            documents.settle(connection, self._device_id, kept.scope, kept.key, counter)
+            return None
 
     def _fix(self, connection: sqlite3.Connection, epoch: int, picked: _Picked) -> Batch:
         batch_seq = read_number(connection, "next_batch_seq", 1)
@@ -136,7 +153,7 @@ class Outgoing:
             return
         for result in response.results:
             if result.status is ResultStatus.REJECTED:
-                self._keep_aside(connection, sent, result.index, result.code or "rejected")
+                _keep_aside(connection, sent, result.index, result.code or "rejected")
         for scope, key, counter in sent.documents:
             documents.settle(connection, self._device_id, scope, key, counter)
         for result in response.results:
@@ -155,16 +172,18 @@ class Outgoing:
             # A row per page, and each has to be fetched for it to happen.
             connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
 
-    def _reject(self, connection: sqlite3.Connection, batch_seq: int, code: str) -> None:
+    def _reject(self, connection: sqlite3.Connection, batch_seq: int, code: str) -> bool:
         sent = _load_sent(connection, batch_seq)
         if sent is None:
-            return
+            return True
+        if sent.records == sent.lost == 1:
+            return False
         connection.execute("DELETE FROM batch")
         if sent.records > 1:
             write_meta(connection, "batch_limit", sent.records // 2)
-            return
+            return True
         forget_meta(connection, "batch_limit")
-        stream, seq = self._keep_aside(connection, sent, 0, code)
+        stream, seq = _keep_aside(connection, sent, 0, code)
         for scope, key, counter in sent.documents:
             documents.settle(connection, self._device_id, scope, key, counter)
         if sent.last_operation:
@@ -174,21 +193,7 @@ class Outgoing:
                 "INSERT INTO lost (stream, seq_from, seq_to, reason) VALUES (?, ?, ?, ?)",
                 (stream, seq, seq, f"refused: {code}"[:200]),
             )
-
-    def _keep_aside(self, connection: sqlite3.Connection, sent: _Sent, index: int, code: str) -> tuple[str, int]:
-        """Put a record of a batch among the dead letters; its stream and seq."""
-        stream, seq, record = _record_at(connection, sent, index)
-        log.warning("record_refused", stream=stream, seq=seq, code=code)
-        DEAD_LETTERS.inc()
-        connection.execute(
-            "INSERT INTO dead_letter (stream, seq, code, record, at) VALUES (?, ?, ?, ?, ?)",
-            (stream, seq, code, record, to_rfc3339(utc_now())),
-        )
-        connection.execute("UPDATE stream SET lost = lost + 1 WHERE name = ? AND ? > 0", (stream, seq))
-        connection.execute(
-            "DELETE FROM dead_letter WHERE id <= (SELECT max(id) FROM dead_letter) - ?", (MAX_DEAD_LETTERS,)
-        )
-        return stream, seq
+        return True
 
     def _count(self, connection: sqlite3.Connection) -> None:
         (self.waiting,) = connection.execute(
@@ -235,6 +240,24 @@ def _load_sent(connection: sqlite3.Connection, batch_seq: int) -> _Sent | None:
     return _Sent(last_lost, last_operation, [tuple(entry) for entry in json.loads(written)], lost, records)
 
 
+def _keep_aside(connection: sqlite3.Connection, sent: _Sent, index: int, code: str) -> tuple[str, int]:
+    """Put a record of a batch among the dead letters; its stream and seq."""
+    stream, seq, record = _record_at(connection, sent, index)
+    _add_dead_letter(connection, stream, seq, code, record)
+    connection.execute("UPDATE stream SET lost = lost + 1 WHERE name = ? AND ? > 0", (stream, seq))
+    return stream, seq
+
+
+def _add_dead_letter(connection: sqlite3.Connection, stream: str, seq: int, code: str, record: str) -> None:
+    log.warning("record_refused", stream=stream, seq=seq, code=code)
+    DEAD_LETTERS.inc()
+    connection.execute(
+        "INSERT INTO dead_letter (stream, seq, code, record, at) VALUES (?, ?, ?, ?, ?)",
+        (stream, seq, code, record, to_rfc3339(utc_now())),
+    )
+    connection.execute("DELETE FROM dead_letter WHERE id <= (SELECT max(id) FROM dead_letter) - ?", (MAX_DEAD_LETTERS,))
+
+
 def _record_at(connection: sqlite3.Connection, sent: _Sent, index: int) -> tuple[str, int, str]:
     """Stream, seq and JSON of a record of the batch; seq 0 for what is no fact."""
     row: Any
@@ -244,8 +267,7 @@ def _record_at(connection: sqlite3.Connection, sent: _Sent, index: int) -> tuple
     index -= sent.lost
     if index < len(sent.documents):
         scope, key, _ = sent.documents[index]
-        kept = documents.load_kept(connection, scope, key)
-        return key, 0, documents.to_change(kept).model_dump_json() if kept else ""
+        return key, 0, documents.load_text(connection, scope, key)
     row = connection.execute(
         "SELECT stream, seq, tail FROM operation ORDER BY id LIMIT 1 OFFSET ?", (index - len(sent.documents),)
     ).fetchone()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -108,6 +108,7 @@ class SyncEngine:
         self._pull_backoff = Backoff(settings.retry_base_s, settings.retry_max_s)
         self._work = asyncio.Event()
         self._flush = False
+        self._pull_wait_s = 0.0
         self._epoch_lock = asyncio.Lock()
 
     def notify(self) -> None:
@@ -134,16 +135,39 @@ class SyncEngine:
         while self._files.current is None:
             token = self._files.token()
             if token is None:
-                self.state.phase = Phase.WAITING_FOR_TOKEN
+                self._wait_for_token()
                 await asyncio.sleep(_TOKEN_POLL_S)
                 continue
             try:
                 await self._enrol(token)
-            except PrimeSparkError as error:
-                await self._failed(error, self._push_backoff)
+            except Exception as error:  # noqa: BLE001 (no error may end a loop; `_ours` logs it)
+                async with self._awake_for_another(token):
+                    await self._failed(_ours(error), self._push_backoff)
         self._gate.use_key(self._files.current.key)
         self._push_backoff.succeeded()
         self._on_documents()
+
+    def _wait_for_token(self) -> None:
+        state = self.state
+        if state.phase is not Phase.WAITING_FOR_TOKEN:
+            remedy = f"put a token in {self._files.token_file}, or set edge.enrolment_token"
+            log.warning("waiting_for_token", remedy=remedy)
+            state.phase, state.code, state.cause, state.remedy = Phase.WAITING_FOR_TOKEN, "", "", remedy
+
+    @contextlib.asynccontextmanager
+    async def _awake_for_another(self, token: str | None) -> AsyncIterator[None]:
+        """While this lasts, another token than `token` ends a pause of pushing."""
+
+        async def watch() -> None:
+            while self._files.token() == token:  # noqa: ASYNC110 (a file wakes nobody)
+                await asyncio.sleep(_TOKEN_POLL_S)
+            self._push_backoff.wake()
+
+        watching = asyncio.create_task(watch(), name="token")
+        try:
+            yield
+        finally:
+            watching.cancel()
 
     async def _enrol(self, token: str) -> None:
         answer = await self._gate.enrol(token, self._device_id)
@@ -163,10 +187,15 @@ class SyncEngine:
             await self._until_due()
             try:
                 await self._push_once()
-            except PrimeSparkError as error:
+            except AuthenticationError as error:
                 OPERATIONS.labels("push", "failed").inc()
-                if not (isinstance(error, AuthenticationError) and await self._enrolled_again()):
-                    await self._failed(error, self._push_backoff)
+                token = self._files.token()
+                if not await self._enrolled_again(token):
+                    async with self._awake_for_another(token):
+                        await self._failed(error, self._push_backoff)
+            except Exception as error:  # noqa: BLE001 (no error may end a loop; `_ours` logs it)
+                OPERATIONS.labels("push", "failed").inc()
+                await self._failed(_ours(error), self._push_backoff)
             else:
                 OPERATIONS.labels("push", "ok").inc()
 
@@ -181,7 +210,8 @@ class SyncEngine:
             if error.code in _DAMAGED_ON_THE_WAY:
                 raise UnavailableError(error.message, remedy="check what stands between", code=error.code) from None
             log.warning("batch_refused", batch_seq=batch.batch_seq, records=batch.records, code=error.code)
-            await self._outgoing.reject(batch.batch_seq, error.code)
+            if not await self._outgoing.reject(batch.batch_seq, error.code):
+                raise
             return
         await self._take_answer(batch, response)
 
@@ -215,44 +245,51 @@ class SyncEngine:
         if any(result.record is not None for result in response.results):
             self._on_documents()
 
-    async def _enrolled_again(self) -> bool:
+    async def _enrolled_again(self, token: str | None) -> bool:
         """Whether a new token, left for a device whose key was revoked, made it known again."""
-        token = self._files.token()
         if token is None:
             return False
         try:
+            # The cursor first: with the new key, the other loop reads on from it at once.
+            await self._documents.reset_cursor()
             await self._enrol(token)
-        except PrimeSparkError as error:
-            log.warning("enrolment_failed", code=error.code, cause=error.message)
+        except Exception as error:  # noqa: BLE001 (no error may end a loop; `_ours` logs it)
+            fault = _ours(error)
+            log.warning("enrolment_failed", code=fault.code, cause=fault.message)
             return False
-        await self._documents.reset_cursor()
+        self._on_documents()
         return True
 
     async def _pull_forever(self) -> NoReturn:
-        loop = asyncio.get_running_loop()
-        wait_s = 0.0
         while True:
-            started = loop.time()
             try:
-                await self._ensure_epoch()
-                page = await self._gate.pull(await self._documents.cursor(), PULL_LIMIT, wait_s)
-                is_changed = await self._documents.apply(page)
-            except PrimeSparkError as error:
+                await self._pull_once()
+            except Exception as error:  # noqa: BLE001 (no error may end a loop; `_ours` logs it)
                 OPERATIONS.labels("pull", "failed").inc()
-                if error.code == "must_resync":
-                    await self._documents.reset_cursor()
-                wait_s = 0.0
-                await self._failed(error, self._pull_backoff)
-                continue
-            OPERATIONS.labels("pull", "ok").inc()
-            self.state.last_pull_at = utc_now()
-            self._pull_backoff.succeeded()
-            self._reached()
-            if is_changed:
-                self._on_documents()
-            if wait_s and not page.changes and loop.time() - started < _QUICK_ANSWER_S:
-                await self._pull_backoff.pause()
-            wait_s = 0.0 if page.has_more else self._settings.pull_wait_s
+                self._pull_wait_s = 0.0
+                await self._failed(_ours(error), self._pull_backoff)
+            else:
+                OPERATIONS.labels("pull", "ok").inc()
+
+    async def _pull_once(self) -> None:
+        loop, wait_s = asyncio.get_running_loop(), self._pull_wait_s
+        started = loop.time()
+        await self._ensure_epoch()
+        try:
+            page = await self._gate.pull(await self._documents.cursor(), PULL_LIMIT, wait_s)
+        except PrimeSparkError as error:
+            if error.code == "must_resync":
+                await self._documents.reset_cursor()
+            raise
+        is_changed = await self._documents.apply(page)
+        self.state.last_pull_at = utc_now()
+        self._pull_backoff.succeeded()
+        self._reached()
+        if is_changed:
+            self._on_documents()
+        if wait_s and not page.changes and loop.time() - started < _QUICK_ANSWER_S:
+            await self._pull_backoff.pause()
+        self._pull_wait_s = 0.0 if page.has_more else self._settings.pull_wait_s
 
     def _reached(self) -> None:
         """The cloud answered: say so, and let the other direction try at once."""
@@ -274,3 +311,11 @@ class SyncEngine:
         state.remedy = error.remedy or ("enrol with a new token" if isinstance(error, AuthorizationError) else "")
         at_least_s = _REFUSED_PAUSE_S if is_refusal else error.retry_after_s
         await backoff.pause(at_least_s)
+
+
+def _ours(error: Exception) -> PrimeSparkError:
+    """An error of our tree as it is; any other is logged whole, and must not end the loop that met it."""
+    if isinstance(error, PrimeSparkError):
+        return error
+    log.error("unexpected_error", exc_info=error)
+    return PrimeSparkError(f"an error of ours: {type(error).__name__}", remedy="report it with the log")

@@ -2,11 +2,13 @@
 
 Merge is per leaf, the later timestamp stands, arrays are atomic. It is commutative, associative and idempotent: a
 document is a map from JSON pointer (RFC 6901) to a stamped leaf, merge is the greatest stamp of each, and a stamp
-ends every leaf above or below it that has an older one (`{"a": 1}` against `{"a": {"b": 2}}`).
+ends every leaf above or below it that has an older one (`{"a": 1}` against `{"a": {"b": 2}}`). No two writes have one
+stamp, but a writer may be wrong about that: then the leaf that is greater as JSON text stands, and the deeper one.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -91,7 +93,7 @@ def check_value(value: dict[str, Any]) -> None:
     leaves = flatten(value)
     if len(leaves) > MAX_LEAVES:
         raise InvalidInputError(f"document of more than {MAX_LEAVES} leaves", code="document_too_large")
-    if any(len(pointer) > MAX_POINTER or _CONTROL.search(pointer) for pointer in leaves):
+    if not all(map(_may_travel, leaves)):
         raise InvalidInputError(
             f"names that make a path of over {MAX_POINTER} characters, or control characters in a name",
             remedy="use shorter names",
@@ -130,15 +132,16 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def write(document: Document, value: dict[str, Any], *, replica: str, counter: int, hlc: str) -> Document:
     """`document` with the whole value `value`, written by `replica` as its write number `counter` at time `hlc`.
 
-    Leaves that do not change keep their timestamp, so an unrelated concurrent write stands.
+    Leaves that do not change keep their timestamp, so an unrelated concurrent write stands. Removed ones whose pointer
+    may not travel (an older version of the program took some) are forgotten: they would hold the document back.
 
     Raises:
         InvalidInputError: As `check_value`.
     """
     check_value(value)
     before, after = flatten(document.value), flatten(value)
-    stamps = dict(document.leaf_hlc)
-    for pointer in before.keys() | after.keys():
+    stamps = {pointer: stamp for pointer, stamp in document.leaf_hlc.items() if _may_travel(pointer)}
+    for pointer in filter(_may_travel, before.keys() | after.keys()):
         if before.get(pointer, _REMOVED) != after.get(pointer, _REMOVED) or pointer not in stamps:
             stamps[pointer] = hlc
     return Document(value=value, vv=join(document.vv, {replica: counter}), leaf_hlc=stamps)
@@ -151,11 +154,14 @@ def merge(left: Document, right: Document) -> Document:
     stamps: dict[str, str] = {}
     for pointer in left.leaf_hlc.keys() | right.leaf_hlc.keys():
         left_stamp, right_stamp = left.leaf_hlc.get(pointer, ""), right.leaf_hlc.get(pointer, "")
-        source = left_leaves if left_stamp >= right_stamp else right_leaves
+        is_left = left_stamp > right_stamp
+        if left_stamp == right_stamp:
+            is_left = _rank(left_leaves, pointer) >= _rank(right_leaves, pointer)
+        source = left_leaves if is_left else right_leaves
         stamps[pointer] = max(left_stamp, right_stamp)
         if pointer in source:
             leaves[pointer] = source[pointer]
-    for pointer in _outdated(stamps):
+    for pointer in _outdated(stamps, leaves):
         leaves.pop(pointer, None)
     return Document(value=unflatten(leaves), vv=join(left.vv, right.vv), leaf_hlc=stamps)
 
@@ -179,17 +185,33 @@ def merge_patch(target: Any, patch: Any) -> Any:
     return result
 
 
-def _outdated(stamps: Mapping[str, str]) -> set[str]:
-    """Pointers with a later stamp on their path to the root or below them."""
+def _rank(leaves: Mapping[str, Any], pointer: str) -> str:
+    """The order of leaves of one stamp; one that was removed is the least."""
+    return json.dumps(leaves[pointer], sort_keys=True) if pointer in leaves else ""
+
+
+def _outdated(stamps: Mapping[str, str], leaves: Mapping[str, Any]) -> set[str]:
+    """Pointers with a later stamp on their path to the root or below them, or with an equal one of a leaf below them.
+
+    The deeper leaf stands: what ends it ends those above it too, so it does not matter which merge came first.
+    """
     outdated = set()
     for pointer, stamp in stamps.items():
         ancestor = pointer
         while ancestor:
             ancestor = ancestor.rpartition("/")[0]
             other = stamps.get(ancestor)
-            if other is not None and other != stamp:
-                outdated.add(ancestor if other < stamp else pointer)
+            if other is None:
+                continue
+            if other > stamp:
+                outdated.add(pointer)
+            elif other < stamp or pointer in leaves:
+                outdated.add(ancestor)
     return outdated
+
+
+def _may_travel(pointer: str) -> bool:
+    return len(pointer) <= MAX_POINTER and not _CONTROL.search(pointer)
 
 
 def _check_depth(value: Any) -> None:

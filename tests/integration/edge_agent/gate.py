@@ -45,6 +45,8 @@ class GateOracle:
         self.answers: dict[tuple[str, int, int], tuple[str, dict[str, Any]]] = {}
         self.watermarks: dict[tuple[str, int, str], int] = {}
         self.faults: deque[tuple[int, str]] = deque()
+        self.pull_faults: deque[tuple[int, str]] = deque()
+        self.blob_faults: deque[tuple[int, str]] = deque()
         self.refuses_batch: Callable[[dict[str, Any]], bool] = lambda _: False
         self.refuses_record: Callable[[dict[str, Any]], bool] = lambda _: False
         self.batches = self.requests = self.replays = 0
@@ -184,6 +186,8 @@ def build(oracle: Callable[[], GateOracle]) -> Starlette:  # noqa: C901 (five sh
         device = device_of(request)
         if device is None:
             return problem(401, "unauthenticated")
+        if oracle().pull_faults:
+            return problem(*oracle().pull_faults.popleft())
         deadline = asyncio.get_running_loop().time() + float(request.query_params["wait"])
         while True:
             page = oracle().pull(device, int(request.query_params["cursor"]))
@@ -194,6 +198,8 @@ def build(oracle: Callable[[], GateOracle]) -> Starlette:  # noqa: C901 (five sh
     async def blob(request: Request) -> Response:
         if device_of(request) is None:
             return problem(401, "unauthenticated")
+        if oracle().blob_faults:
+            return problem(*oracle().blob_faults.popleft())
         data = oracle().blobs.get(request.path_params["sha256"])
         return Response(data) if data is not None else problem(404, "not_found")
 

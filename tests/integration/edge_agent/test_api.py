@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import struct
 import time
 import zlib
@@ -163,6 +164,20 @@ async def test_a_document_is_written_changed_guarded_and_deleted(client: httpx2.
     assert (await client.get(path)).status_code == 404
 
 
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def deep_object(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [
@@ -173,12 +188,20 @@ async def test_a_document_is_written_changed_guarded_and_deleted(client: httpx2.
         ("PUT", f"{RECORDS}/-x", {"a": 1}, 422, "invalid_input"),
         ("PUT", "/api/v1/records/telemetry/x", {"a": 1}, 404, "not_found"),
         ("PUT", "/api/v1/records/nothing/x", {"a": 1}, 422, "invalid_input"),
+        ("PUT", f"{RECORDS}/x", {"a\nb": 1}, 422, "bad_document"),
+        ("PUT", f"{RECORDS}/x", {"a": "\0"}, 422, "unstorable_value"),
+        ("PUT", f"{RECORDS}/x", {"a": "\ud800"}, 400, "malformed"),
+        ("PUT", f"{RECORDS}/x", {"a" * 600: 1}, 422, "bad_document"),
+        ("PUT", f"{RECORDS}/x", {"a": nested(260)}, 422, "document_too_deep"),
+        ("PATCH", f"{RECORDS}/x", {"a": nested(260)}, 422, "document_too_deep"),
+        ("PATCH", f"{RECORDS}/x", deep_object(900), 422, "document_too_deep"),
+        ("PUT", f"{RECORDS}/x", {"a": "x" * 17_000_000}, 413, "too_large"),
     ],
 )
 async def test_a_bad_write_is_told_why(
     client: httpx2.AsyncClient, method: str, path: str, body: Any, status: int, code: str
 ) -> None:
-    answer = await client.request(method, path, json=body)
+    answer = await client.request(method, path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
     assert (await client.get(RECORDS)).json()["items"] == []
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from edge_agent.database import Database
+from edge_agent.documents import Kept, store
 from edge_agent.inference_service import InferenceService
 from primespark.core.identifiers import sha256_hex
 from primespark.core.manifests import SigningKey
@@ -18,6 +20,9 @@ from primespark.sync.documents import Document, merge_patch, write
 from tests.integration.edge_agent.device import Device, running_device, until
 from tests.integration.edge_agent.digits import Version, digit_png, make_version
 from tests.integration.edge_agent.gate import GateOracle, RunningGate
+
+# Under `desired` a path of this name is as long as one may be, under `reported` longer.
+LONG = "x" * 490
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +196,86 @@ async def test_a_blob_that_comes_later_is_waited_for(signed_gate: RunningGate, k
         version.leave_in(oracle)
         await until(lambda: serves(device) == 1)
         await until(lambda: reported(oracle).get("version") == 1 and "error" not in reported(oracle))
+
+
+@pytest.mark.parametrize("fault", [(401, "unauthenticated"), (403, "wrong_device"), (422, "invalid_input")])
+async def test_a_blob_that_is_refused_is_asked_for_again(
+    signed_gate: RunningGate, key: SigningKey, tmp_path: Path, fault: tuple[int, str]
+) -> None:
+    oracle, version = signed_gate.oracle, make_version(1, key)
+    oracle.blob_faults.append(fault)
+    version.leave_in(oracle)
+    async with running_device(tmp_path, signed_gate.url) as device:
+        desire(oracle, {"digits": version.pointer})
+        await until(lambda: serves(device) == 1)
+        await until(lambda: reported(oracle).get("version") == 1 and "error" not in reported(oracle))
+    assert not oracle.blob_faults
+
+
+async def test_a_blob_that_came_damaged_is_fetched_again(
+    signed_gate: RunningGate, key: SigningKey, tmp_path: Path
+) -> None:
+    oracle, version = signed_gate.oracle, make_version(1, key)
+    version.leave_in(oracle)
+    oracle.blobs[sha256_hex(version.onnx)] = version.onnx[:-1]
+    async with running_device(tmp_path, signed_gate.url) as device:
+        desire(oracle, {"digits": version.pointer})
+        await until(lambda: reported(oracle).get("error") == "digest_mismatch")
+        version.leave_in(oracle)
+        await until(lambda: serves(device) == 1)
+
+
+async def test_a_version_is_tried_again_when_enrolment_brings_its_key(
+    signed_gate: RunningGate, key: SigningKey, tmp_path: Path
+) -> None:
+    oracle, version = signed_gate.oracle, make_version(1, key)
+    oracle.signing_key = None
+    version.leave_in(oracle)
+    async with running_device(tmp_path, signed_gate.url) as device:
+        desire(oracle, {"digits": version.pointer})
+        await until(lambda: reported(oracle).get("error") == "untrusted_signature")
+        oracle.signing_key = key
+        oracle.tokens = {"a-second-token-of-16"}
+        (tmp_path / "enrolment.token").write_text("a-second-token-of-16")
+        oracle.keys.clear()
+        await device.enqueue(0)
+        await until(lambda: serves(device) == 1)
+
+
+async def test_the_fault_of_a_model_that_is_no_longer_desired_is_forgotten(
+    signed_gate: RunningGate, key: SigningKey, tmp_path: Path
+) -> None:
+    oracle, bad = signed_gate.oracle, make_version(2, key, count=210, golden="5")
+    bad.leave_in(oracle)
+    async with running_device(tmp_path, signed_gate.url):
+        for _ in range(2):
+            desire(oracle, {"digits": bad.pointer})
+            await until(lambda: reported(oracle).get("error") == "golden_mismatch")
+            desire(oracle, {"digits": None})
+            await until(lambda: reported(oracle) == {})
+
+
+async def test_a_name_that_cannot_be_reported_holds_nothing_up(
+    signed_gate: RunningGate, key: SigningKey, tmp_path: Path
+) -> None:
+    oracle, version = signed_gate.oracle, make_version(1, key)
+    version.leave_in(oracle)
+    # What an older version of the program reported of such a name.
+    stamp = "1790000000000-0000-edge-1"
+    poisoned = Document(
+        {"reported": {"models": {LONG: {"error": "bad_pointer"}}}}, {"edge-1": 1},
+        {f"/reported/models/{LONG}/error": stamp},
+    )  # fmt: skip
+    database = Database(tmp_path / "queue.db")
+    database.submit(lambda connection: store(connection, Kept("edge-1", "twin", poisoned, is_dirty=True)))
+    database.close()
+    async with running_device(tmp_path, signed_gate.url) as device:
+        desire(oracle, {LONG: 1, "Digits": version.pointer, "digits": version.pointer})
+        await until(lambda: reported(oracle).get("version") == 1)
+        await device.enqueue(0)
+        await device.drained()
+    twin = oracle.documents["edge-1", "twin"]["value"]
+    assert twin["reported"]["models"].keys() == {"digits"}
 
 
 async def test_a_withdrawn_model_is_served_no_longer(signed_gate: RunningGate, key: SigningKey, tmp_path: Path) -> None:

@@ -55,16 +55,24 @@ def environment(home: Path, port: int, **settings: str) -> dict[str, str]:
 @contextlib.contextmanager
 def running(home: Path, **settings: str) -> Iterator[Process]:
     port = choose_port(0, set())
+    log_file = (home / "edge.log").open("ab")
     process = subprocess.Popen(
         [sys.executable, "-m", "primespark.cli.main", "edge"],
         env=environment(home, port, **settings),
-        stderr=subprocess.DEVNULL,
+        stderr=log_file,
     )
     try:
         yield Process(process, port, home / "edge" / "edge-1")
     finally:
         process.kill()
         process.wait()
+        log_file.close()
+
+
+def told(home: Path, event: str) -> list[dict[str, Any]]:
+    """What the device logged under this event."""
+    entries = [json.loads(line) for line in (home / "edge.log").read_text().splitlines() if line.endswith("}")]
+    return [entry for entry in entries if entry["event"] == event]
 
 
 def test_a_device_alone_sees_measures_and_stops_when_told(tmp_path: Path) -> None:
@@ -133,6 +141,18 @@ def test_a_device_that_cannot_start_says_why(tmp_path: Path) -> None:
         assert blocked.returncode == 1
         assert f"cannot listen on 127.0.0.1:{port}" in blocked.stderr
         assert "Traceback" not in twin.stderr + blocked.stderr
+
+
+def test_a_device_says_where_it_listens_and_what_it_waits_for(tmp_path: Path) -> None:
+    with running(tmp_path, PRIMESPARK_NETWORK__CLOUD_URL="http://127.0.0.1:9") as device:
+        wait_until(lambda: told(tmp_path, "waiting_for_token"), 30)
+        wait_until(lambda: device.sees(3), 30)
+        assert device.get("/api/v1/sync/status")["phase"] == "waiting_for_token"
+    (listening,) = told(tmp_path, "listening")
+    assert listening["url"] == device.url
+    (waiting,) = told(tmp_path, "waiting_for_token")
+    assert str(device.folder / "enrolment.token") in waiting["remedy"]
+    assert "edge.enrolment_token" in waiting["remedy"]
 
 
 def test_a_missing_source_is_told_and_the_others_go_on(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_agent.database import Database
 from edge_agent.sync_engine import Phase
 from primespark.core.settings import OfflineSettings
 from primespark.embedded.link import Link
 from primespark.errors import OverloadedError
-from tests.integration.edge_agent.device import running_device, until
-from tests.integration.edge_agent.gate import GateOracle, RunningGate
+from tests.helpers import rounds
+from tests.integration.edge_agent.device import FAST, Device, running_device, until
+from tests.integration.edge_agent.gate import HLC, TOKEN, GateOracle, RunningGate
 
 PUSH = b"POST /sync/v1/push"
+# As in the field: who waits a refusal out waits longer than any test does.
+SLOW = FAST.model_copy(update={"retry_max_s": 60.0})
 
 
 async def test_facts_arrive_in_order_once(gate: RunningGate, tmp_path: Path) -> None:
@@ -48,7 +53,8 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=15)
+@pytest.mark.prove
+@settings(max_examples=rounds(15, 300))
 @given(steps=STEPS)
 def test_every_acknowledged_fact_arrives_exactly_once(served_gate: RunningGate, steps: list[Any]) -> None:
     """The law, over histories of refusals, lost replies, outages, restarts and lost databases."""
@@ -242,3 +248,114 @@ async def test_what_is_no_gate_is_waited_for(tmp_path: Path, gate: RunningGate) 
     async with running_device(tmp_path, gate.url) as device:
         await device.drained()
     assert gate.oracle.values("telemetry") == [1]
+
+
+def put_document(oracle: GateOracle, key: str, value: dict[str, Any]) -> None:
+    """As the cloud writes it."""
+    change = {"data_class": "configurations", "scope": "edge-1", "key": key, "op": "put", "vv": {"cloud": 1}}
+    leaf_hlc = {f"/{name}": HLC for name in value}
+    oracle.put_document("edge-1", key, {**change, "hlc": HLC, "leaf_hlc": leaf_hlc, "value": value})
+
+
+@pytest.mark.parametrize("wrong", ["short", "x" * 300, "a-token-nobody-has-made"])
+async def test_a_wrong_token_is_told_and_a_corrected_one_is_taken_at_once(
+    gate: RunningGate, tmp_path: Path, wrong: str
+) -> None:
+    token_file = tmp_path / "enrolment.token"
+    token_file.write_text(wrong)
+    async with running_device(tmp_path, gate.url, settings=SLOW, token="") as device:
+        await until(lambda: device.engine.state.phase is Phase.REFUSED)
+        assert device.engine.state.code == "bad_token"
+        assert wrong not in repr(device.engine.state)
+        token_file.write_text(TOKEN)
+        await device.enqueue(0)
+        await device.drained()
+    assert gate.oracle.values("telemetry") == [0]
+
+
+async def test_a_forgotten_device_reads_everything_of_the_cloud_that_knows_it_again(
+    gate: RunningGate, tmp_path: Path
+) -> None:
+    for number in range(3):
+        put_document(gate.oracle, f"old-{number}", {"n": number})
+    async with running_device(tmp_path, gate.url, settings=SLOW) as device:
+        await until(lambda: device.engine.state.phase is Phase.ONLINE)
+        await has_document(device, "old-2")
+        oracle = GateOracle()
+        oracle.tokens = {"a-second-token-of-16"}
+        put_document(oracle, "new", {"n": 1})
+        gate.oracle = oracle
+        await device.enqueue(0)
+        await until(lambda: device.engine.state.code == "unauthenticated")
+        (tmp_path / "enrolment.token").write_text("a-second-token-of-16")
+        await device.drained()
+        await has_document(device, "new")
+
+
+async def has_document(device: Device, key: str) -> None:
+    """Wait until the device has it."""
+    async with asyncio.timeout(10):
+        while await device.documents.read("edge-1", key) is None:  # noqa: ASYNC110 (a database on another thread)
+            await asyncio.sleep(0.002)
+
+
+async def test_a_cloud_that_asks_for_it_is_read_from_its_beginning(gate: RunningGate, tmp_path: Path) -> None:
+    for number in range(3):
+        put_document(gate.oracle, f"old-{number}", {"n": number})
+    async with running_device(tmp_path, gate.url) as device:
+        await has_document(device, "old-2")
+        # As a database restored from a copy.
+        gate.oracle.log.clear()
+        put_document(gate.oracle, "new", {"n": 1})
+        gate.oracle.pull_faults.append((410, "must_resync"))
+        await has_document(device, "new")
+
+
+@pytest.mark.parametrize("code", ["bad_digest", "truncated_body"])
+async def test_a_batch_damaged_on_the_way_is_sent_again_whole(gate: RunningGate, tmp_path: Path, code: str) -> None:
+    gate.oracle.faults.append((400, code))
+    async with running_device(tmp_path, gate.url) as device:
+        await device.enqueue(0, 1, 2)
+        await device.drained()
+        assert (await device.queue.status()).dead_letters == 0
+    assert (gate.oracle.requests, gate.oracle.batches, gate.oracle.lost) == (2, 1, [])
+    assert gate.oracle.values("telemetry") == [0, 1, 2]
+
+
+async def test_a_refused_lost_range_is_kept_and_not_sent_for_ever(gate: RunningGate, tmp_path: Path) -> None:
+    gate.oracle.refuses_batch = lambda record: record["op"] == "lost" or record["value"]["n"] == 1
+    async with running_device(tmp_path, gate.url, settings=SLOW) as device:
+        await device.enqueue(0, 1, 2)
+        await until(lambda: device.engine.state.phase is Phase.REFUSED)
+        assert device.engine.state.code == "invalid_input"
+        assert (await device.queue.status()).dead_letters == 1
+        gate.oracle.refuses_batch = lambda _: False
+        device.engine.synchronise_now()
+        await device.drained()
+    assert [(lost["seq_from"], lost["seq_to"]) for lost in gate.oracle.lost] == [(2, 2)]
+    assert gate.oracle.values("telemetry") == [0, 2]
+
+
+async def test_no_unexpected_error_ends_a_loop(gate: RunningGate, tmp_path: Path) -> None:
+    def damage(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO document VALUES ('edge-1', 'twin', '{', '{', '{', 1)")
+
+    def mend(connection: sqlite3.Connection) -> None:
+        connection.execute("DELETE FROM document")
+
+    database = Database(tmp_path / "queue.db")
+    database.submit(damage)
+    database.close()
+    async with running_device(tmp_path, gate.url) as device:
+        # Enrolment and the deployer meet it first, then the two directions.
+        await until(lambda: device.engine.state.code == "internal")
+        await device.database.run(mend)
+        await until(lambda: device.engine.state.phase is Phase.ONLINE)
+        await device.database.run(damage)
+        await device.enqueue(0)
+        put_document(gate.oracle, "twin", {"n": 1})
+        await until(lambda: device.engine.state.code == "internal")
+        await device.database.run(mend)
+        await device.drained()
+        await has_document(device, "twin")
+    assert gate.oracle.values("telemetry") == [0]

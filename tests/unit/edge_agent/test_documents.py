@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from edge_agent.database import Database
-from edge_agent.documents import Documents, load_kept, to_change
+from edge_agent.documents import Documents, Kept, load_kept, store, to_change
 from edge_agent.outgoing import Outgoing
 from edge_agent.replica import COUNTERS_PER_EPOCH
 from edge_agent.schema import forget_meta, write_meta
-from primespark.errors import AuthorizationError
+from primespark.errors import AuthorizationError, InvalidInputError
 from primespark.sync.documents import Document, write
 from primespark.sync.records import DocumentChange, PulledChange, PullResponse, PushResponse, RecordResult, ResultStatus
 from tests.unit.edge_agent.test_queue import answer, payload
@@ -151,3 +151,47 @@ async def test_a_refused_document_is_kept_aside_and_not_sent_for_ever(database: 
     assert outgoing.waiting == 0
     codes = await database.run(lambda c: c.execute("SELECT stream, seq, code FROM dead_letter").fetchall())
     assert codes == [("settings", 0, "bad_label")]
+
+
+async def test_what_could_not_travel_is_refused_and_keeps_nothing(database: Database, documents: Documents) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        await documents.patch("a key of words", {"n": 1})
+    assert refused.value.code == "bad_document"
+    with pytest.raises(InvalidInputError) as refused:
+        await documents.patch("settings", {"text": "x" * 2**20})
+    assert refused.value.code == "document_too_large"
+    assert await documents.list_all() == []
+    assert await Outgoing(database, "edge-1", 10, 100_000).next_batch() is None
+
+
+POISON = Document({"a\nb": 1, "n": 1}, {"edge-1": 2**32 + 1}, dict.fromkeys(("/a\nb", "/n"), HLC))
+
+
+async def test_a_document_that_cannot_travel_is_set_aside(database: Database, documents: Documents) -> None:
+    outgoing = Outgoing(database, "edge-1", 10, 100_000)
+    surrogate = Document({"n": "\ud800"}, {"edge-1": 2**32 + 2}, {"/n": HLC})
+    await database.run(lambda c: store(c, Kept("edge-1", "settings", POISON, is_dirty=True)))
+    await database.run(lambda c: store(c, Kept("edge-1", "surrogate", surrogate, is_dirty=True)))
+    await documents.patch("twin", {"reported": {"n": 1}})
+    batch = await outgoing.next_batch()
+    assert batch is not None
+    assert [record.model_dump()["key"] for record in payload(batch).records] == ["twin"]
+    assert outgoing.waiting == 1
+    letters = await database.run(lambda c: c.execute("SELECT stream, code, record FROM dead_letter").fetchall())
+    assert letters == [
+        ("settings", "bad_document", r'{"a\nb": 1, "n": 1}'), ("surrogate", "bad_document", r'{"n": "\ud800"}')
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [{}, {"n": 2}], ids=["deleted", "corrected"])
+async def test_a_document_that_could_not_travel_is_mended(
+    database: Database, documents: Documents, value: dict[str, int]
+) -> None:
+    await database.run(lambda c: store(c, Kept("edge-1", "settings", POISON, is_dirty=True)))
+    await documents.change("settings", lambda _: value)
+    batch = await Outgoing(database, "edge-1", 10, 100_000).next_batch()
+    assert batch is not None
+    (change,) = payload(batch).records
+    assert isinstance(change, DocumentChange)
+    assert (change.value, set(change.leaf_hlc)) == (value or None, {"/n"})
+    assert change.op == ("put" if value else "del")

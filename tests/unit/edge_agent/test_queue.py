@@ -21,6 +21,7 @@ from primespark.core.encoding import decode_body
 from primespark.core.settings import OfflineSettings
 from primespark.errors import IntegrityError, InvalidInputError, OverloadedError, TooLargeError, UnavailableError
 from primespark.sync.records import DataClass, PushRequest, PushResponse, RecordResult, ResultStatus
+from tests.helpers import rounds
 
 HLC = "1790000000000-0000-cloud"
 
@@ -57,6 +58,20 @@ async def test_a_key_is_enqueued_once(database: Database) -> None:
     assert await queue.enqueue([fact(0), fact(1)], once=["a", "b"]) == [1, 2]
     assert await queue.enqueue([fact(1), fact(2)], once=["b", "c"]) == [0, 3]
     assert await queue.unknown(["c", "d", "a", "e"]) == ["d", "e"]
+
+
+async def test_a_refused_key_is_not_remembered(database: Database) -> None:
+    queue = OfflineQueue(database, OfflineSettings(capacity_operations=2))
+    outgoing = Outgoing(database, "edge-1", 500, 20_000)
+    await outgoing.begin_epoch(1)
+    await queue.enqueue([fact(0)])
+    with pytest.raises(OverloadedError):
+        await queue.enqueue([fact(1), fact(2)], once=["a", "b"])
+    assert await queue.unknown(["a", "b"]) == ["a", "b"]
+    batch = await outgoing.next_batch()
+    assert batch is not None
+    await outgoing.acknowledge(batch.batch_seq, answer(batch))
+    assert await queue.enqueue([fact(1), fact(2)], once=["a", "b"]) == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +180,59 @@ def test_a_damaged_file_is_set_aside_and_the_queue_goes_on(
     assert queue.submit([fact(0)]).result() == [1]
     database.close()
     assert [part.name for part in tmp_path.glob("queue.db.corrupt-*") if part.suffix[-4:] not in ("-wal", "-shm")]
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_log_without_its_file_is_set_aside_and_not_dropped(tmp_path: Path, is_gone: bool) -> None:
+    path = tmp_path / "queue.db"
+    database = Database(path)
+    OfflineQueue(database, OfflineSettings()).submit([fact(0)]).result()
+    log = (tmp_path / "queue.db-wal").read_bytes()
+    database.close()
+    path.write_bytes(b"")
+    if is_gone:
+        path.unlink()
+    (tmp_path / "queue.db-wal").write_bytes(log)
+    database = Database(path)
+    assert OfflineQueue(database, OfflineSettings()).submit([fact(0)]).result() == [1]
+    database.close()
+    (kept,) = tmp_path.glob("queue.db.corrupt-*-wal")
+    assert kept.read_bytes() == log
+
+
+async def test_what_is_acknowledged_is_on_the_disk_first(database: Database) -> None:
+    (level,) = await database.run(lambda connection: connection.execute("PRAGMA synchronous").fetchone())
+    assert level == 2  # FULL
+
+
+async def test_batches_are_whole_again_after_one_was_split(database: Database) -> None:
+    queue = OfflineQueue(database, OfflineSettings())
+    outgoing = Outgoing(database, "edge-1", 4, 100_000)
+    await outgoing.begin_epoch(1)
+    await queue.enqueue([fact(n) for n in range(10)])
+    sizes = []
+    while (batch := await outgoing.next_batch()) is not None:
+        sizes.append(batch.records)
+        if len(sizes) == 1:
+            assert await outgoing.reject(batch.batch_seq, "invalid_input")
+        else:
+            await outgoing.acknowledge(batch.batch_seq, answer(batch))
+    assert sizes == [4, 2, 4, 4]
+
+
+async def test_a_lost_range_that_is_refused_is_kept(database: Database) -> None:
+    queue = OfflineQueue(database, OfflineSettings())
+    outgoing = Outgoing(database, "edge-1", 4, 100_000)
+    await outgoing.begin_epoch(1)
+    await queue.enqueue([fact(0)])
+    await outgoing.next_batch()
+    assert await outgoing.reject(1, "invalid_input")
+    batch = await outgoing.next_batch()
+    assert batch is not None
+    for _ in range(3):
+        assert not await outgoing.reject(batch.batch_seq, "invalid_input")
+        assert await outgoing.next_batch() == batch
+    assert (await queue.status()).dead_letters == 1
 
 
 async def test_a_batch_closes_at_its_bytes_and_one_record_always_fits(database: Database) -> None:
@@ -334,5 +402,5 @@ def _read(connection: Any) -> dict[str, Any]:
     }
 
 
-TestQueueMachine = QueueMachine.TestCase
-TestQueueMachine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestQueueMachine = pytest.mark.prove(QueueMachine.TestCase)
+TestQueueMachine.settings = settings(max_examples=rounds(25, 500), stateful_step_count=25, deadline=None)

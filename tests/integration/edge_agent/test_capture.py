@@ -1,0 +1,55 @@
+"""Looking over real files with the real detector: what a fault of one frame does to the others, and to the log."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from structlog.testing import capture_logs
+
+from edge_agent.capture import Capture
+from edge_agent.database import Database
+from edge_agent.inference_service import InferenceService, Slots
+from edge_agent.queue import OfflineQueue
+from primespark.core.settings import CaptureSettings, InferenceSettings, OfflineSettings
+from primespark.inference.models import DETECTOR, load_bundled
+from tests.integration.edge_agent.device import until
+
+
+async def test_a_bad_file_in_a_looped_folder_is_told_once_until_its_fault_changes(tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    (folder / "good.png").write_bytes(png(8))
+    bad = folder / "bad.png"
+    bad.write_bytes(b"no image")
+    database = Database(tmp_path / "queue.db")
+    service = InferenceService(Slots(), InferenceSettings(max_image_pixels=64))
+    settings = CaptureSettings(sources=(str(folder),), frames_per_second=50)
+    capture = Capture(settings, service, OfflineQueue(database, OfflineSettings()))
+    with capture_logs() as logs:
+        looking = asyncio.create_task(capture.run(load_bundled(DETECTOR, 1, 0.4)))
+        await until(lambda: service.frames >= 5)
+        bad.write_bytes(png(9))
+        await until(lambda: len(failed(logs)) > 1)
+        frames = service.frames
+        await until(lambda: service.frames >= frames + 5)
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+    service.close()
+    database.close()
+    assert failed(logs) == ["undecodable_image", "image_too_large"]
+
+
+def failed(logs: list[MutableMapping[str, Any]]) -> list[str]:
+    return [entry["code"] for entry in logs if entry["event"] == "frame_failed"]
+
+
+def png(size: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
