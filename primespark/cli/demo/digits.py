@@ -9,11 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from primespark.inference.digits import encode_digit_png
-from primespark.ml.datasets import held_back_split
 
 FIRST_LABELS = 60
 
@@ -29,6 +26,12 @@ class Digit:
 
 def load_demo_digits(seed: int) -> tuple[list[Digit], list[Digit], list[Digit]]:
     """The first labelled digits, the remaining ones, and those held back for evaluation, which are never sent."""
+    # Imported while everything starts: it takes more than a second.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    from primespark.ml.datasets import held_back_split
+
     images, labels = load_digits(return_X_y=True)
     sent, held_back = held_back_split(seed)
     first, remaining = train_test_split(sent, train_size=FIRST_LABELS, random_state=seed, stratify=labels[sent])

@@ -33,7 +33,7 @@ STAGES = (
 )  # fmt: skip
 EDGE_CLASSES = ("telemetry", "inference_results", "labels")
 TARGET_ACCURACY = 0.97
-_FRAMES_PER_SECOND = 4
+_FRAMES_PER_SECOND = 2
 _MINIMUM_OFFLINE_FRAMES = 10
 _STEP_TIMEOUT_S = 120.0
 _PUSH = b"POST /sync/v1/push"
@@ -65,7 +65,9 @@ class ClosedLoop:
         self._say = say
         self._started = time.monotonic()
         self._stopping = False
-        self._first, self._remaining, self._held_back = load_demo_digits(options.settings.cloud.learning.seed)
+        self._first: list[Digit] = []
+        self._remaining: list[Digit] = []
+        self._held_back: list[Digit] = []
         link_port = choose_port(0, set())
         self.stack = Stack(
             options.settings,
@@ -89,11 +91,13 @@ class ClosedLoop:
     async def start(self) -> None:
         """Everything up, two devices enrolled, the first labelled digits in front of their cameras."""
         await self._link.start()
-        self._leave(self._first)
         self.stack.launch()
+        loading = asyncio.create_task(asyncio.to_thread(self._load_digits))
         await until("a first inference on a device", self._has_first_result, _STEP_TIMEOUT_S)
         self.report.first_result_s = self.elapsed_s()
         self._say(f"first inference after {self.report.first_result_s:.1f} s")
+        await loading
+        self._leave(self._first)
         await self.stack.supervisor.wait_ready()
         self.report.ready_s = self.elapsed_s()
         self.report.checks["everything_ready"] = True
@@ -202,6 +206,9 @@ class ClosedLoop:
                 "PRIMESPARK_SYNC__RETRY_MAX_S": "1",
             },
         )
+
+    def _load_digits(self) -> None:
+        self._first, self._remaining, self._held_back = load_demo_digits(self._options.settings.cloud.learning.seed)
 
     def _folder(self, device_id: str) -> Path:
         return self._options.home / "cameras" / device_id
