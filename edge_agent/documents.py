@@ -104,15 +104,16 @@ class Documents:
         """`change` by a JSON merge patch (RFC 7396)."""
         return await self.change(key, lambda document: dict(merge_patch(document.value, patch)))
 
-    async def apply(self, page: PullResponse) -> bool:
+    async def apply(self, page: PullResponse, asked_from: int) -> bool:
         """Take a page of the cloud's changes and its cursor in one transaction; whether any document changed.
 
+        A page that was asked for from another cursor than the present one is left: the cursor was reset meanwhile.
         Without an epoch nothing is taken: after a lost database the cloud still knows writes of this device with higher
         counters than those made since, and would seem to have seen the newer ones.
         """
 
         def work(connection: sqlite3.Connection) -> bool:
-            if replica.epoch_of(connection) is None:
+            if replica.epoch_of(connection) is None or read_number(connection, _CURSOR) != asked_from:
                 return False
             changed = [adopt(connection, item.change) for item in page.changes]
             if read_number(connection, _CURSOR) != page.next_cursor:

@@ -275,13 +275,14 @@ class SyncEngine:
         loop, wait_s = asyncio.get_running_loop(), self._pull_wait_s
         started = loop.time()
         await self._ensure_epoch()
+        cursor = await self._documents.cursor()
         try:
-            page = await self._gate.pull(await self._documents.cursor(), PULL_LIMIT, wait_s)
+            page = await self._gate.pull(cursor, PULL_LIMIT, wait_s)
         except PrimeSparkError as error:
             if error.code == "must_resync":
                 await self._documents.reset_cursor()
             raise
-        is_changed = await self._documents.apply(page)
+        is_changed = await self._documents.apply(page, cursor)
         self.state.last_pull_at = utc_now()
         self._pull_backoff.succeeded()
         self._reached()

@@ -222,7 +222,8 @@ async def test_what_the_cloud_desires_is_not_deleted_here(client: httpx2.AsyncCl
         PullResponse(
             changes=[PulledChange(cursor=1, change=change)], next_cursor=1, has_more=False, server_epoch=1,
             server_hlc="1790000000000-0000-cloud",
-        )
+        ),
+        0,
     )  # fmt: skip
     assert (await client.delete(f"{RECORDS}/twin")).status_code == 403
     assert (await client.get(f"{RECORDS}/twin")).json()["value"] == {"desired": {"rate": 1}}

@@ -41,8 +41,21 @@ def from_cloud(value: dict[str, object], counter: int, known: Document | None = 
     )  # fmt: skip
 
 
+async def take(documents: Documents, answer: PullResponse) -> bool:
+    """Take a page asked for from where the device is."""
+    return await documents.apply(answer, await documents.cursor())
+
+
+async def test_a_page_asked_for_before_a_reset_is_left(documents: Documents) -> None:
+    await take(documents, page(from_cloud({"desired": {"rate": 1}}, 1), cursor=5))
+    await documents.reset_cursor()
+    assert not await documents.apply(page(from_cloud({"desired": {"rate": 2}}, 2), cursor=9), 5)
+    assert await documents.cursor() == 0
+    assert (await documents.effective("twin"))["desired"] == {"rate": 1}
+
+
 async def test_reported_is_the_devices_and_desired_is_not(documents: Documents) -> None:
-    await documents.apply(page(from_cloud({"desired": {"rate": 1}}, 1)))
+    await take(documents, page(from_cloud({"desired": {"rate": 1}}, 1)))
     document = await documents.patch("twin", {"reported": {"rate": 1}})
     assert document.value == {"desired": {"rate": 1}, "reported": {"rate": 1}}
     for patch in ({"desired": {"rate": 2}}, {"desired": None}, {"desired": {"other": 1}}):
@@ -94,7 +107,7 @@ async def test_a_write_during_a_push_is_sent_with_the_next(database: Database, d
 
 async def test_the_clouds_word_and_an_unsent_write_both_stand(documents: Documents) -> None:
     await documents.patch("twin", {"reported": {"n": 1}})
-    assert await documents.apply(page(from_cloud({"desired": {"rate": 5}}, 1)))
+    assert await take(documents, page(from_cloud({"desired": {"rate": 5}}, 1)))
     assert await documents.effective("twin") == {"desired": {"rate": 5}, "reported": {"n": 1}}
     (kept,) = await documents.list_all()
     assert kept.is_dirty
@@ -102,22 +115,22 @@ async def test_the_clouds_word_and_an_unsent_write_both_stand(documents: Documen
 
 async def test_without_an_epoch_nothing_is_taken(database: Database, documents: Documents) -> None:
     await database.run(lambda connection: forget_meta(connection, "epoch"))
-    assert not await documents.apply(page(from_cloud({"desired": {"rate": 5}}, 1)))
+    assert not await take(documents, page(from_cloud({"desired": {"rate": 5}}, 1)))
     assert (await documents.cursor(), await documents.list_all()) == (0, [])
 
 
 async def test_an_older_state_changes_nothing(documents: Documents) -> None:
     old = from_cloud({"desired": {"rate": 1}}, 1)
     new = from_cloud({"desired": {"rate": 2}}, 2, Document({"desired": {"rate": 1}}, dict(old.vv), dict(old.leaf_hlc)))
-    assert await documents.apply(page(new, cursor=2))
-    assert not await documents.apply(page(old, cursor=3))
+    assert await take(documents, page(new, cursor=2))
+    assert not await take(documents, page(old, cursor=3))
     assert await documents.cursor() == 3
     assert (await documents.effective("twin"))["desired"] == {"rate": 2}
 
 
 async def test_the_fleets_document_holds_below_the_devices(documents: Documents) -> None:
-    await documents.apply(page(from_cloud({"desired": {"rate": 1, "mode": "day"}}, 1, scope="fleet")))
-    await documents.apply(page(from_cloud({"desired": {"rate": 9}}, 2), cursor=2))
+    await take(documents, page(from_cloud({"desired": {"rate": 1, "mode": "day"}}, 1, scope="fleet")))
+    await take(documents, page(from_cloud({"desired": {"rate": 9}}, 2), cursor=2))
     assert (await documents.effective("twin"))["desired"] == {"rate": 9, "mode": "day"}
 
 
