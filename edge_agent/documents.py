@@ -8,14 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from edge_agent import replica
 from edge_agent.database import Database
 from edge_agent.schema import read_number, write_meta
-from primespark.errors import AuthorizationError, InvalidInputError
+from primespark.errors import AuthorizationError
 from primespark.sync.documents import Document, Order, changed_pointers, compare, merge, merge_patch, write
-from primespark.sync.records import DataClass, DocumentChange, PullResponse
+from primespark.sync.records import DataClass, DocumentChange, PullResponse, refuse_what_cannot_travel
 
 TWIN = "twin"
 FLEET = "fleet"
@@ -94,7 +92,8 @@ class Documents:
             counter, hlc = replica.next_counter(connection), replica.stamp(connection, self.device_id)
             after = write(before, value, replica=self.device_id, counter=counter, hlc=hlc)
             kept = Kept(self.device_id, key, after, is_dirty=True)
-            _check_change(kept)
+            with refuse_what_cannot_travel():
+                to_change(kept)
             store(connection, kept)
             return after
 
@@ -152,17 +151,6 @@ def to_change(kept: Kept) -> DocumentChange:
         data_class=DataClass.CONFIGURATIONS, scope=kept.scope, key=kept.key, op="put" if document.value else "del",
         vv=document.vv, hlc=document.hlc, leaf_hlc=document.leaf_hlc, value=document.value or None,
     )  # fmt: skip
-
-
-def _check_change(kept: Kept) -> None:
-    try:
-        to_change(kept)
-    except ValidationError as error:
-        raise InvalidInputError(
-            f"this cannot travel as a document: {error.errors()[0]['msg']}",
-            remedy="shorter names, of letters, digits and _ . : / -",
-            code="bad_document",
-        ) from None
 
 
 def settle(connection: sqlite3.Connection, device_id: str, scope: str, key: str, counter: int) -> None:

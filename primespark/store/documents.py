@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
@@ -26,7 +25,14 @@ from primespark.sync.documents import (
     unflatten,
     write,
 )
-from primespark.sync.records import DataClass, DocumentChange, PulledChange, PullResponse, ResultStatus
+from primespark.sync.records import (
+    DataClass,
+    DocumentChange,
+    PulledChange,
+    PullResponse,
+    ResultStatus,
+    refuse_what_cannot_travel,
+)
 
 FLEET = "fleet"
 # A device's clock may run ahead this far; its stamps beyond are replaced by the cloud's.
@@ -76,14 +82,8 @@ def write_cloud(connection: Connection, scope: str, key: str, patch: dict[str, A
         return to_change(scope, key, known)
     stamp, counter = server.stamp(connection), server.next_counter(connection)
     after = write(before, value, replica=server.REPLICA, counter=counter, hlc=stamp)
-    try:
+    with refuse_what_cannot_travel():
         change = to_change(scope, key, after)
-    except ValidationError as error:
-        raise InvalidInputError(
-            f"this cannot travel as a document: {error.errors()[0]['msg']}",
-            remedy="shorter names, of letters, digits and _ . : / -",
-            code="bad_document",
-        ) from None
     _store(connection, scope, key, after)
     return change
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from primespark.core.identifiers import DeviceId
+from primespark.errors import InvalidInputError
 
 PROTOCOL_VERSION = 1
 MAX_RECORDS_PER_BATCH = 5000
@@ -80,6 +93,23 @@ class DocumentChange(Message):
     hlc: Hlc
     leaf_hlc: dict[Pointer, Hlc]
     value: Any = None
+
+
+@contextmanager
+def refuse_what_cannot_travel() -> Iterator[None]:
+    """Turn the refusal of a document's parts by `DocumentChange` into an error for who wrote the document.
+
+    Raises:
+        InvalidInputError: Code `bad_document`.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"this cannot travel as a document: {error.errors()[0]['msg']}",
+            remedy="shorter names, of letters, digits and _ . : / -",
+            code="bad_document",
+        ) from None
 
 
 def _operation(record: Any) -> str:
