@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
@@ -18,20 +15,12 @@ from pathlib import Path
 import httpx2
 
 from primespark.core.paths import private_directory
-from primespark.embedded.probes import http_answers
-from primespark.embedded.supervisor import Service, dies_with_parent
-from primespark.errors import ConfigurationError
+from primespark.embedded.probes import PLAIN_HTTP, http_answers
+from primespark.embedded.supervisor import Service
 
 LOCATION = "primespark"
 MODULE = "primespark_assets.definitions"
-_SCHEMA_TIMEOUT_S = 120
-# The first process on a fresh home must be alone: several creating the SQLite schema at once leave it with two heads.
-_CREATE_SCHEMA = """
-import dagster as dg
-instance = dg.DagsterInstance.get()
-instance.get_runs_count()
-instance.all_instigator_state()
-"""
+CODE_SERVER = "primespark_assets.code_server"
 _DAEMON_HEALTH = "{ instance { daemonHealth { allDaemonStatuses { daemonType healthy } } } }"
 _SENSOR_DAEMON = "SENSOR"
 
@@ -74,7 +63,7 @@ class EmbeddedDagster:
             Service(
                 name="dagster-code",
                 command=(
-                    python, "-m", "dagster", "api", "grpc", "--socket", str(self._socket_path),
+                    python, "-m", CODE_SERVER, "api", "grpc", "--socket", str(self._socket_path),
                     "--module-name", MODULE, "--location-name", LOCATION, "--log-level", "warning",
                 ),
                 is_ready=self._code_server_is_ready,
@@ -103,14 +92,7 @@ class EmbeddedDagster:
 
     async def _prepare(self) -> None:
         self._socket_path.unlink(missing_ok=True)
-        await asyncio.to_thread(self.initialise)
-
-    def initialise(self) -> None:
-        """Make the home and its schema; a home whose schema was not finished is made again.
-
-        Raises:
-            ConfigurationError: Dagster could not make its schema.
-        """
+        # The code server makes the schema and stamps it; one that was ended before is made again from the start.
         if self._folder.exists() and not self._stamp.exists():
             shutil.rmtree(self._folder)
         private_directory(self._folder)
@@ -119,17 +101,6 @@ class EmbeddedDagster:
             f"load_from:\n  - grpc_server:\n      socket: {self._socket_path}\n      location_name: {LOCATION}\n",
             encoding="utf-8",
         )
-        if self._stamp.exists():
-            return
-        outcome = subprocess.run(
-            [sys.executable, "-c", _CREATE_SCHEMA],
-            env=_with(self._environment), capture_output=True, text=True, timeout=_SCHEMA_TIMEOUT_S, check=False,
-            preexec_fn=dies_with_parent(os.getpid(), signal.SIGKILL),
-        )  # fmt: skip
-        if outcome.returncode != 0:
-            last = (outcome.stderr.strip().splitlines() or ["no output"])[-1]
-            raise ConfigurationError(f"Dagster could not make its schema: {last}", remedy=f"remove {self._folder}")
-        self._stamp.touch()
 
     async def _code_server_is_ready(self) -> bool:
         try:
@@ -144,7 +115,7 @@ class EmbeddedDagster:
 
     async def _daemon_is_ready(self) -> bool:
         try:
-            async with httpx2.AsyncClient(timeout=2) as client:
+            async with httpx2.AsyncClient(timeout=2, verify=PLAIN_HTTP) as client:
                 answer = await client.post(f"{self.url}/graphql", json={"query": _DAEMON_HEALTH})
                 statuses = answer.json()["data"]["instance"]["daemonHealth"]["allDaemonStatuses"]
         except (httpx2.HTTPError, OSError, ValueError, KeyError, TypeError):
@@ -157,7 +128,3 @@ def _instance_configuration() -> str:
     if shipped.is_file():
         return shipped.read_text(encoding="utf-8")
     return Path("dagster.yaml").read_text(encoding="utf-8")
-
-
-def _with(environment: dict[str, str]) -> dict[str, str]:
-    return {**{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}, **environment}

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 
+from primespark.embedded.probes import PLAIN_HTTP
 from primespark.errors import UnavailableError
 
 _PARALLEL_REQUESTS = 4
@@ -70,7 +71,7 @@ class DeviceClient:
         if self._client is None:
             key = self._key_file.read_text(encoding="utf-8").strip()
             self._client = httpx2.AsyncClient(
-                base_url=self._url, timeout=30, headers={"Authorization": f"Bearer {key}"}
+                base_url=self._url, timeout=30, verify=PLAIN_HTTP, headers={"Authorization": f"Bearer {key}"}
             )
         return self._client
 

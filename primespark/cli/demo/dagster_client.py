@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 
+from primespark.embedded.probes import PLAIN_HTTP
 from primespark.errors import UnavailableError
 
 LOCATION = "primespark"
@@ -52,7 +53,7 @@ class DagsterClient:
     """
 
     def __init__(self, url: str) -> None:
-        self._client = httpx2.AsyncClient(base_url=url, timeout=30)
+        self._client = httpx2.AsyncClient(base_url=url, timeout=30, verify=PLAIN_HTTP)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -18,7 +18,8 @@ def upgrade() -> None:
     for schema in ("sync", "metrics", "control"):
         op.execute(f"CREATE SCHEMA {schema}")
     _create_devices()
-    _create_sync()
+    _create_intake()
+    _create_log()
     _create_metrics()
     _create_control()
     # The one row; a server restored from a backup gets the next epoch.
@@ -50,7 +51,7 @@ def _create_devices() -> None:
     )
 
 
-def _create_sync() -> None:
+def _create_intake() -> None:
     op.create_table(
         "batch",
         sa.Column("device_id", sa.Text(), nullable=False),
@@ -62,20 +63,6 @@ def _create_sync() -> None:
         sa.PrimaryKeyConstraint("device_id", "epoch", "batch_seq"),
         schema="sync",
     )
-    op.create_table(
-        "document",
-        sa.Column("data_class", sa.Text(), nullable=False),
-        sa.Column("scope", sa.Text(), nullable=False),
-        sa.Column("key", sa.Text(), nullable=False),
-        sa.Column("vv", JSONB(), nullable=False),
-        sa.Column("leaf_hlc", JSONB(), nullable=False),
-        sa.Column("value", JSONB(), nullable=False),
-        sa.Column("log_seq", sa.BigInteger(), nullable=False),
-        sa.Column("updated_at", MOMENT, server_default=sa.text("now()"), nullable=False),
-        sa.PrimaryKeyConstraint("data_class", "scope", "key"),
-        schema="sync",
-    )
-    op.create_index("document_scope", "document", ["scope", "log_seq"], schema="sync")
     op.create_table(
         "fact",
         sa.Column("device_id", sa.Text(), nullable=False),
@@ -90,6 +77,44 @@ def _create_sync() -> None:
         sa.PrimaryKeyConstraint("device_id", "epoch", "stream", "seq"),
         schema="sync",
     )
+    op.create_table(
+        "lost",
+        sa.Column("device_id", sa.Text(), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("stream", sa.Text(), nullable=False),
+        sa.Column("seq_from", sa.BigInteger(), nullable=False),
+        sa.Column("seq_to", sa.BigInteger(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("received_at", MOMENT, server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("device_id", "epoch", "stream", "seq_from"),
+        schema="sync",
+    )
+    op.create_table(
+        "watermark",
+        sa.Column("device_id", sa.Text(), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("stream", sa.Text(), nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("device_id", "epoch", "stream"),
+        schema="sync",
+    )
+
+
+def _create_log() -> None:
+    op.create_table(
+        "document",
+        sa.Column("data_class", sa.Text(), nullable=False),
+        sa.Column("scope", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("vv", JSONB(), nullable=False),
+        sa.Column("leaf_hlc", JSONB(), nullable=False),
+        sa.Column("value", JSONB(), nullable=False),
+        sa.Column("log_seq", sa.BigInteger(), nullable=False),
+        sa.Column("updated_at", MOMENT, server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("data_class", "scope", "key"),
+        schema="sync",
+    )
+    op.create_index("document_scope", "document", ["scope", "log_seq"], schema="sync")
     op.create_table(
         "log",
         sa.Column("log_seq", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -110,31 +135,10 @@ def _create_sync() -> None:
         schema="sync",
     )
     op.create_table(
-        "lost",
-        sa.Column("device_id", sa.Text(), nullable=False),
-        sa.Column("epoch", sa.BigInteger(), nullable=False),
-        sa.Column("stream", sa.Text(), nullable=False),
-        sa.Column("seq_from", sa.BigInteger(), nullable=False),
-        sa.Column("seq_to", sa.BigInteger(), nullable=False),
-        sa.Column("reason", sa.Text(), nullable=False),
-        sa.Column("received_at", MOMENT, server_default=sa.text("now()"), nullable=False),
-        sa.PrimaryKeyConstraint("device_id", "epoch", "stream", "seq_from"),
-        schema="sync",
-    )
-    op.create_table(
         "relay",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("log_seq", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
-        schema="sync",
-    )
-    op.create_table(
-        "watermark",
-        sa.Column("device_id", sa.Text(), nullable=False),
-        sa.Column("epoch", sa.BigInteger(), nullable=False),
-        sa.Column("stream", sa.Text(), nullable=False),
-        sa.Column("seq", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("device_id", "epoch", "stream"),
         schema="sync",
     )
 
