@@ -17,7 +17,7 @@ from primespark.sync.records import DataClass
 
 BATCH = 100
 # Each round has a checkpoint of the database in it.
-BATCHES_PER_ROUND = 40
+BATCHES_PER_ROUND = 160
 ROUNDS = 11
 VALUE_BYTES = 1024
 GOAL = 0.6
