@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from edge_agent import api, records_api
+from edge_agent import api, openai_api, records_api
 from edge_agent.api import Device
 from edge_agent.capture import Capture
 from edge_agent.credentials import CredentialFiles, LocalKey
@@ -20,6 +20,7 @@ from edge_agent.database import Database
 from edge_agent.documents import Documents
 from edge_agent.inference_service import InferenceService, Slots
 from edge_agent.labelled_folder import LabelledFolder
+from edge_agent.language_service import LanguageService
 from edge_agent.model_deployer import ModelDeployer
 from edge_agent.outgoing import Outgoing
 from edge_agent.queue import OfflineQueue
@@ -59,6 +60,7 @@ class _Agent:
     settings: Settings
     app: FastAPI
     service: InferenceService
+    language: LanguageService
     telemetry: Telemetry | None
     capture: Capture | None
     labelled: LabelledFolder | None
@@ -79,6 +81,7 @@ class _Agent:
         finally:
             if self.gate is not None:
                 await self.gate.aclose()
+            await asyncio.to_thread(self.language.close)
             await asyncio.to_thread(self.service.close)
 
     def _loops(self) -> dict[str, Coroutine[Any, Any, Any]]:
@@ -109,6 +112,7 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     queue = OfflineQueue(database, edge.offline)
     documents = Documents(database, edge.device_id)
     service = InferenceService(Slots(), edge.inference)
+    language = LanguageService(edge.language)
     telemetry = Telemetry(edge.telemetry, queue) if settings.features.telemetry else None
     if telemetry is not None and edge.telemetry.replay_recording and files.current is None:
         await telemetry.replay()
@@ -127,9 +131,9 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
         database.watch(lambda _: _call_soon(loop, notify))
     capture = Capture(edge.capture, service, queue) if settings.features.capture else None
     labelled = LabelledFolder(edge.capture.labelled_folder, queue) if edge.capture.labelled_folder else None
-    device = Device(edge.device_id, service, queue, documents, engine)
+    device = Device(edge.device_id, service, language, queue, documents, engine)
     app = _build_app(settings, folder, database, device, detector, capture)
-    return _Agent(settings, app, service, telemetry, capture, labelled, deployer, engine, gate, detector)
+    return _Agent(settings, app, service, language, telemetry, capture, labelled, deployer, engine, gate, detector)
 
 
 def _build_app(
@@ -167,7 +171,7 @@ def _build_app(
     app = create_app(
         title="primespark-edge",
         authenticate=LocalKey(folder).authenticate,
-        routers=[api.router, records_api.router],
+        routers=[api.router, records_api.router, openai_api.router],
         readiness=readiness,
         summary=summary,
         max_body_bytes=settings.edge.inference.max_body_bytes,

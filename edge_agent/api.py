@@ -10,21 +10,30 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
+from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
 
 from edge_agent.documents import Documents
-from edge_agent.inference_service import InferenceService
+from edge_agent.inference_service import Given, InferenceService
+from edge_agent.language_service import LanguageService
 from edge_agent.queue import OfflineQueue
 from edge_agent.sync_engine import Phase, SyncEngine, SyncState
 from primespark.core.clock import to_rfc3339
+from primespark.core.settings import InferenceSettings
 from primespark.core.web import Principal, Role, read_body, read_model, require
-from primespark.errors import ConflictError, MalformedError, UnsupportedMediaError
-from primespark.inference.images import MEDIA_TYPES, decode_image
+from primespark.errors import ConflictError, InvalidInputError, MalformedError, UnsupportedMediaError
+from primespark.inference.audio import MEDIA_TYPES as AUDIO_TYPES
+from primespark.inference.audio import decode_audio
+from primespark.inference.images import MEDIA_TYPES as IMAGE_TYPES
+from primespark.inference.images import decode_image
+from primespark.inference.models import InputKind
+from primespark.inference.tabular import MAX_ROWS
 from primespark.sync.records import Message
 
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-MODEL_TYPES = "object_detection or classification"
+_Row = Annotated[list[float], Field(min_length=1, max_length=10_000)]
 
 router = APIRouter(prefix="/api/v1")
 
@@ -35,6 +44,7 @@ class Device:
 
     device_id: str
     service: InferenceService
+    language: LanguageService
     queue: OfflineQueue
     documents: Documents
     engine: SyncEngine | None
@@ -52,9 +62,11 @@ Operator = Annotated[Principal, Depends(require(Role.OPERATOR))]
 
 
 class InferenceRequest(Message):
-    """An inference asked for in JSON."""
+    """An inference asked for in JSON: one of `image`, `audio` (files in base64) and `rows`."""
 
-    image: Annotated[str, Field(min_length=1)]
+    image: Annotated[str, Field(min_length=1)] | None = None
+    audio: Annotated[str, Field(min_length=1)] | None = None
+    rows: Annotated[list[_Row], Field(min_length=1, max_length=MAX_ROWS)] | None = None
     model: _Text | None = None
     model_type: _Text | None = None
     request_id: _Text | None = None
@@ -69,21 +81,24 @@ async def infer(
     model_type: Annotated[str | None, Query(min_length=1, max_length=128)] = None,
     request_id: Annotated[str | None, Query(min_length=1, max_length=128)] = None,
 ) -> dict[str, Any]:
-    """Predictions for an image: the file itself, or JSON with it in base64."""
+    """Predictions for an image or a recording, the file itself, or JSON with it in base64 or with rows of numbers."""
+    settings = here.service.settings
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type in MEDIA_TYPES:
-        image = await read_body(request)
+    if media_type in IMAGE_TYPES:
+        given = _image(await read_body(request), settings)
+    elif media_type in AUDIO_TYPES:
+        given = _audio(await read_body(request), settings)
     elif media_type == "application/json":
         asked = await read_model(request, InferenceRequest)
-        image = _decode_base64(asked.image)
+        given = _given(asked, settings)
         model, model_type = asked.model or model, asked.model_type or model_type
         request_id = asked.request_id or request_id
     else:
         raise UnsupportedMediaError(
-            f"Content-Type {media_type[:60]!r}", remedy=f"send {', '.join(MEDIA_TYPES)} or application/json"
+            f"Content-Type {media_type[:60]!r}",
+            remedy=f"send {', '.join((*IMAGE_TYPES, *AUDIO_TYPES))} or application/json",
         )
-    decode = partial(decode_image, image, here.service.settings.max_image_pixels)
-    found = await here.service.answer(decode, model, model_type)
+    found = await here.service.answer(given, model, model_type)
     return {"request_id": request_id or uuid.uuid4().hex, **asdict(found), "cached": False}
 
 
@@ -134,11 +149,40 @@ async def synchronise(here: Here, _: Operator) -> dict[str, Any]:
     return {"started": True}
 
 
-def _decode_base64(text: str) -> bytes:
+def _given(asked: InferenceRequest, settings: InferenceSettings) -> Given:
+    match asked:
+        case InferenceRequest(image=str(image), audio=None, rows=None):
+            return _image(_decode_base64("image", image), settings)
+        case InferenceRequest(image=None, audio=str(audio), rows=None):
+            return _audio(_decode_base64("audio", audio), settings)
+        case InferenceRequest(image=None, audio=None, rows=[*rows]):
+            return Given(InputKind.TABLE, partial(_table, rows))
+    raise InvalidInputError("give one of image, audio and rows", code="wrong_inputs")
+
+
+def _image(data: bytes, settings: InferenceSettings) -> Given:
+    return Given(InputKind.IMAGE, partial(decode_image, data, settings.max_image_pixels))
+
+
+def _audio(data: bytes, settings: InferenceSettings) -> Given:
+    return Given(InputKind.AUDIO, partial(decode_audio, data, settings.max_audio_s))
+
+
+def _table(rows: list[list[float]]) -> NDArray[np.float32]:
+    if len({len(row) for row in rows}) > 1:
+        raise InvalidInputError("rows of different lengths", remedy="give each as many numbers", code="bad_table")
+    with np.errstate(over="ignore"):
+        table = np.array(rows, dtype=np.float32)
+    if not np.isfinite(table).all():
+        raise InvalidInputError("numbers beyond 3.4e38", remedy="give smaller ones", code="bad_table")
+    return table
+
+
+def _decode_base64(field: str, text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise MalformedError("`image` is not base64", remedy="encode the file's bytes", code="bad_base64") from None
+        raise MalformedError(f"`{field}` is not base64", remedy="encode the file's bytes", code="bad_base64") from None
 
 
 _when: Callable[[Any], str | None] = lambda moment: to_rfc3339(moment) if moment else None  # noqa: E731

@@ -15,12 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter, Histogram
 
+from edge_agent.bundled_models import BundledModels
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.settings import InferenceSettings
 from primespark.errors import InvalidInputError, NotFoundError, OverloadedError
-from primespark.inference.models import ServedModel
+from primespark.inference import catalog
+from primespark.inference.catalog import ModelType
+from primespark.inference.models import DETECTOR, InputKind, ServedModel
+from primespark.inference.predictions import Prediction
 
-DEFAULT_MODEL_TYPE = "object_detection"
+DEFAULT_MODEL_TYPES = {
+    InputKind.IMAGE: ModelType.OBJECT_DETECTION,
+    InputKind.AUDIO: ModelType.AUDIO,
+    InputKind.TABLE: ModelType.TABULAR,
+}
 MAX_WAITING = 256
 _WORKERS = 2
 _KEPT_LATENCIES = 2000
@@ -29,7 +37,18 @@ _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.05, 0.075, 0.1, 0
 REQUESTS = Counter("primespark_inference_requests_total", "Inferences.", ["model", "device", "outcome"])
 DURATION = Histogram("primespark_inference_duration_seconds", "Decoding and inference.", ["model"], buckets=_BUCKETS)
 
-Image = Callable[[], NDArray[np.uint8]]
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a model is to look at.
+
+    Attributes:
+        kind: Which models take it.
+        decode: Makes the array; called on a worker's thread.
+    """
+
+    kind: InputKind
+    decode: Callable[[], NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +68,7 @@ class Inference:
     model_digest: str
     model_type: str
     device: str
-    predictions: list[dict[str, Any]]
+    predictions: list[Prediction]
     latency_ms: float
 
 
@@ -77,33 +96,12 @@ class Slots:
         """All, by name."""
         return sorted(self._by_name.items())
 
-    def find(self, name: str | None, model_type: str | None) -> ServedModel:
-        """The model of this name, else the live one of this type, else the detector.
-
-        Raises:
-            NotFoundError: Code `unknown_model`: none is in service.
-            InvalidInputError: Code `wrong_model_type`: the named model is of another type.
-        """
+    def find(self, name: str | None, model_type: str | None) -> ServedModel | None:
+        """The model of this name, else the live one of this type."""
         if name is not None:
             slot = self._by_name.get(name)
-            if slot is None:
-                raise self._unknown(f"no model {name[:64]!r} is in service")
-            if model_type is not None and slot.model.model_type != model_type:
-                raise InvalidInputError(
-                    f"{name} is of type {slot.model.model_type}",
-                    remedy="leave out one of the two",
-                    code="wrong_model_type",
-                )
-            return slot.model
-        wanted = model_type or DEFAULT_MODEL_TYPE
-        for slot in self._by_name.values():
-            if slot.model.model_type == wanted:
-                return slot.model
-        raise self._unknown(f"no model of type {wanted[:64]!r} is in service")
-
-    def _unknown(self, cause: str) -> NotFoundError:
-        names = ", ".join(sorted(self._by_name)) or "none yet"
-        return NotFoundError(cause, remedy=f"in service: {names}", code="unknown_model")
+            return slot.model if slot is not None else None
+        return next((slot.model for slot in self._by_name.values() if slot.model.model_type == model_type), None)
 
 
 class InferenceService:
@@ -117,6 +115,7 @@ class InferenceService:
     def __init__(self, slots: Slots, settings: InferenceSettings) -> None:
         self.slots = slots
         self.settings = settings
+        self.bundled = BundledModels(settings)
         self.frames = self.requests = 0
         self.first_result_at: datetime | None = None
         self._frame_ms: deque[float] = deque(maxlen=_KEPT_LATENCIES)
@@ -128,7 +127,7 @@ class InferenceService:
         """Let what runs finish; start nothing more."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    async def see(self, image: Image, model: ServedModel) -> Inference:
+    async def see(self, image: Callable[[], NDArray[np.uint8]], model: ServedModel) -> Inference:
         """Inference on a frame of a camera."""
         found = await self._run(image, model)
         self.frames += 1
@@ -136,15 +135,27 @@ class InferenceService:
         self._note_first()
         return found
 
-    async def answer(self, image: Image, name: str | None, model_type: str | None) -> Inference:
+    async def answer(self, given: Given, name: str | None, model_type: str | None) -> Inference:
         """Inference for a caller.
+
+        Args:
+            given: What to look at.
+            name: Of the model; without it the live one of the type, else the bundled one.
+            model_type: Of the model; without it and without a name, the one for what is given.
 
         Raises:
             NotFoundError: Code `unknown_model`.
-            InvalidInputError: The image, or the model's type.
+            InvalidInputError: Code `wrong_model_type` or `wrong_input_kind`, or what is given is not sound.
             OverloadedError: Code `inference_busy`: too many wait.
         """
-        found = await self._run(image, self.slots.find(name, model_type))
+        model = await self._model(name, model_type or (DEFAULT_MODEL_TYPES[given.kind] if name is None else None))
+        if model.input_kind is not given.kind:
+            raise InvalidInputError(
+                f"{model.name} takes {model.input_kind}, not {given.kind}",
+                remedy="name another model or type",
+                code="wrong_input_kind",
+            )
+        found = await self._run(given.decode, model)
         self.requests += 1
         self._request_ms.append(found.latency_ms)
         self._note_first()
@@ -161,33 +172,50 @@ class InferenceService:
             "p50_ms": p50,
             "p95_ms": p95,
             "models": {
-                name: {
-                    "version": slot.model.version, "digest": slot.model.digest, "since": to_rfc3339(slot.since),
-                    "model_type": slot.model.model_type, "device": slot.model.device,
-                }
-                for name, slot in self.slots.items()
+                **{model.name: _describe(model, None) for model in self.bundled.loaded()},
+                **{name: _describe(slot.model, slot.since) for name, slot in self.slots.items()},
             },
-        }  # fmt: skip
+        }
+
+    async def _model(self, name: str | None, model_type: str | None) -> ServedModel:
+        model = self.slots.find(name, model_type)
+        if model is None:
+            bundled = self.bundled.find(name, model_type)
+            if bundled is None or bundled == DETECTOR:
+                raise self._unknown(name, model_type)
+            model = await self.bundled.get(bundled)
+        if model_type is not None and model.model_type != model_type:
+            raise InvalidInputError(
+                f"{model.name} is of type {model.model_type}",
+                remedy="leave out one of the two",
+                code="wrong_model_type",
+            )
+        return model
+
+    def _unknown(self, name: str | None, model_type: str | None) -> NotFoundError:
+        what = f"model {name[:64]!r}" if name is not None else f"model of type {str(model_type)[:64]!r}"
+        names = sorted({slot for slot, _ in self.slots.items()} | {model.name for model in catalog.BUNDLED})
+        return NotFoundError(f"no {what} is in service", remedy=f"there is {', '.join(names)}", code="unknown_model")
 
     def _note_first(self) -> None:
         if self.first_result_at is None:
             self.first_result_at = utc_now()
 
-    async def _run(self, image: Image, model: ServedModel) -> Inference:
+    async def _run(self, decode: Callable[[], NDArray[Any]], model: ServedModel) -> Inference:
         if self._waiting >= MAX_WAITING:
             raise OverloadedError("too many inferences wait", remedy="ask again later", code="inference_busy")
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, _infer, image, model)
+            return await asyncio.get_running_loop().run_in_executor(self._executor, _infer, decode, model)
         finally:
             self._waiting -= 1
 
 
-def _infer(image: Image, model: ServedModel) -> Inference:
+def _infer(decode: Callable[[], NDArray[Any]], model: ServedModel) -> Inference:
     started = time.perf_counter()
     outcome = "failed"
     try:
-        predictions = model.predict(image())
+        predictions = model.predict(decode())
         outcome = "ok"
     finally:
         seconds = time.perf_counter() - started
@@ -196,3 +224,10 @@ def _infer(image: Image, model: ServedModel) -> Inference:
     return Inference(
         model.name, model.version, model.digest, model.model_type, model.device, predictions, round(seconds * 1000, 3)
     )
+
+
+def _describe(model: ServedModel, since: datetime | None) -> dict[str, Any]:
+    return {
+        "version": model.version, "digest": model.digest, "since": to_rfc3339(since) if since else None,
+        "model_type": model.model_type, "device": model.device,
+    }  # fmt: skip

@@ -33,7 +33,7 @@ from primespark.errors import (
     UnavailableError,
 )
 from primespark.inference.images import decode_image
-from primespark.inference.models import DETECTOR, ServedModel, load_classifier
+from primespark.inference.models import DETECTOR, ServedModel, load_model
 
 MAX_MODELS = 16
 _RETRY_BASE_S = 0.5
@@ -217,7 +217,7 @@ class ModelDeployer:
         log.info("model_serves", model=name, version=model.version, digest=model.digest)
 
     def _prove(self, manifest: Manifest, onnx: bytes) -> ServedModel:
-        model = load_classifier(manifest, onnx, self._settings.threads)
+        model = load_model(manifest, onnx, self._settings.threads, self._settings.minimum_score)
         if manifest.golden is not None:
             try:
                 image = base64.b64decode(manifest.golden.image_png_base64, validate=True)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.helpers import rounds
 
-pytest_plugins = ["tests.postgres"]
+pytest_plugins = ["tests.language_model", "tests.postgres"]
 
 # The machines that run the suite are shared: how long an example takes says nothing about the code.
 settings.register_profile(

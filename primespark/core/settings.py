@@ -50,8 +50,20 @@ class InferenceSettings(Section):
 
     threads: Annotated[int, Field(gt=0, le=64)] = 1
     minimum_score: Annotated[float, Field(ge=0, le=1)] = 0.4
+    loaded_bundled_models: Annotated[int, Field(gt=0, le=16)] = 2
     max_image_pixels: PositiveInt = 25_000_000
+    max_audio_s: Annotated[float, Field(gt=0, le=3600)] = 300
     max_body_bytes: PositiveInt = 20 * 1024 * 1024
+
+
+class LanguageSettings(Section):
+    """The language model; without `file` the one that `primespark models fetch` brings, once it is there."""
+
+    file: Path | None = None
+    threads: Annotated[int, Field(gt=0, le=64)] = 1
+    context_tokens: Annotated[int, Field(ge=256, le=131_072)] = 2048
+    max_answer_tokens: Annotated[int, Field(gt=0, le=131_072)] = 512
+    answer_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120
 
 
 class CaptureSettings(Section):
@@ -86,6 +98,7 @@ class EdgeSettings(Section):
     port: Port = 8000
     enrolment_token: SecretStr | None = None
     inference: InferenceSettings = InferenceSettings()
+    language: LanguageSettings = LanguageSettings()
     capture: CaptureSettings = CaptureSettings()
     offline: OfflineSettings = OfflineSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

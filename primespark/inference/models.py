@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,43 @@ from numpy.typing import NDArray
 
 from primespark.core.identifiers import sha256_hex
 from primespark.core.manifests import Manifest
-from primespark.errors import IntegrityError, InvalidInputError, NotFoundError
+from primespark.errors import IntegrityError, InvalidInputError
 from primespark.inference import catalog
 from primespark.inference.catalog import ModelType
-from primespark.inference.classification import DigitReader
+from primespark.inference.classification import DigitReader, ImageClassifier
 from primespark.inference.detection import SsdDetector
 from primespark.inference.engine import InferenceEngine
 from primespark.inference.onnx_engine import OnnxEngine
+from primespark.inference.pose import MoveNet
+from primespark.inference.predictions import Prediction
+from primespark.inference.segmentation import SelfieSegmenter
+from primespark.inference.speech import SpeechDetector
+from primespark.inference.tabular import TableClassifier, TableRegressor
+from primespark.inference.yolo import YoloDetector
 
 DETECTOR = "coco-ssd"
 _BUNDLED_VERSION = 1
-_DETECTOR_LABELS = "coco90.txt"
 _CHANNELS = 3
 
-Prediction = dict[str, Any]
+Answer = Callable[[NDArray[Any]], Sequence[Prediction]]
+
+
+class InputKind(StrEnum):
+    """What a model takes."""
+
+    IMAGE = "image"
+    AUDIO = "audio"
+    TABLE = "table"
+
+
+INPUT_OF = {
+    ModelType.OBJECT_DETECTION: InputKind.IMAGE,
+    ModelType.CLASSIFICATION: InputKind.IMAGE,
+    ModelType.POSE: InputKind.IMAGE,
+    ModelType.SEGMENTATION: InputKind.IMAGE,
+    ModelType.AUDIO: InputKind.AUDIO,
+    ModelType.TABULAR: InputKind.TABLE,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +58,7 @@ class ServedModel:
     Attributes:
         digest: SHA-256 of the model's file.
         labels: Names of the classes it answers, ordered by class id.
-        answer: From an image to predictions.
+        answer: From an input to predictions.
     """
 
     name: str
@@ -43,24 +67,30 @@ class ServedModel:
     digest: str
     labels: tuple[str, ...]
     engine: InferenceEngine
-    answer: Callable[[NDArray[np.uint8]], list[Prediction]]
+    answer: Answer
 
     @property
     def device(self) -> str:
         """Where it runs."""
         return self.engine.device
 
-    def predict(self, image: NDArray[np.uint8]) -> list[Prediction]:
-        """Predictions for an image, uint8 [height, width, 3] RGB, in the shape of the model's type.
+    @property
+    def input_kind(self) -> InputKind:
+        """What it takes."""
+        return INPUT_OF[self.model_type]
+
+    def predict(self, given: NDArray[Any]) -> list[Prediction]:
+        """Predictions in the shape of the model's type.
+
+        Args:
+            given: An image, uint8 [height, width, 3] RGB; a recording, float32 [samples] in -1..1 at 16 kHz; or a
+                table, float32 [rows, features].
 
         Raises:
-            InvalidInputError: Code `bad_image_array`: not such an array.
+            InvalidInputError: Code `bad_image_array`, `bad_audio_array` or `bad_table`: not such an array.
         """
-        if image.dtype != np.uint8 or image.ndim != _CHANNELS or image.shape[2] != _CHANNELS or not image.size:
-            raise InvalidInputError(
-                f"an image is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}", code="bad_image_array"
-            )
-        return self.answer(image)
+        _CHECKS[self.input_kind](given)
+        return list(self.answer(given))
 
     def close(self) -> None:
         """Release the engine; predictions under way end as if it were open."""
@@ -70,38 +100,119 @@ class ServedModel:
 def load_bundled(name: str, threads: int, minimum_score: float) -> ServedModel:
     """A bundled model, its digest verified.
 
+    Args:
+        name: As in `catalog.BUNDLED`.
+        threads: One run may use.
+        minimum_score: Objects below it are not answered.
+
     Raises:
-        NotFoundError: No such model; code `not_served`: it ships, but nothing here reads its answers.
+        NotFoundError: No such model.
         IntegrityError: The file is not the pinned one.
     """
     model = catalog.find(name)
-    if model.name != DETECTOR:
-        raise NotFoundError(
-            f"model {model.name} ships as a file only", remedy=f"{DETECTOR} is served", code="not_served"
-        )
-    labels = catalog.read_labels(_DETECTOR_LABELS)
     engine = OnnxEngine(catalog.read_bytes(model), threads)
-    detector = SsdDetector(engine, labels, minimum_score)
-    names = tuple(labels[class_id] for class_id in sorted(labels))
-    return ServedModel(model.name, model.model_type, _BUNDLED_VERSION, model.sha256, names, engine, detector)
+    labels, answer = _BUNDLED[model.model_type](engine, minimum_score)
+    return ServedModel(model.name, model.model_type, _BUNDLED_VERSION, model.sha256, labels, engine, answer)
 
 
-def load_classifier(manifest: Manifest, onnx: bytes, threads: int) -> ServedModel:
-    """The digit reader of a manifest that the caller has verified.
+def load_model(manifest: Manifest, onnx: bytes, threads: int, minimum_score: float) -> ServedModel:
+    """The model of a manifest that the caller has verified.
 
     Raises:
-        IntegrityError: Code `wrong_artifact`: `onnx` is no ONNX variant of the manifest; code `bad_model`: it is not a
-            classifier of the manifest's labels; code `external_data`: it names other files.
+        IntegrityError: Code `wrong_artifact`: `onnx` is no ONNX variant of the manifest; code `bad_model`: nothing here
+            reads a model of its type and form; code `external_data`: it names other files.
     """
     digest = sha256_hex(onnx)
     if not any(variant.format == "onnx" and variant.sha256 == digest for variant in manifest.variants):
         raise IntegrityError(
             f"file {digest[:16]}… is no ONNX variant of {manifest.name} {manifest.version}", code="wrong_artifact"
         )
-    if manifest.model_type != ModelType.CLASSIFICATION:
-        raise IntegrityError(f"{manifest.name} is of type {manifest.model_type}, not classification", code="bad_model")
+    build = _DEPLOYED.get(manifest.model_type)
+    if build is None:
+        raise IntegrityError(
+            f"{manifest.name} is of type {manifest.model_type}",
+            remedy=f"there is {', '.join(_DEPLOYED)}",
+            code="bad_model",
+        )
     engine = OnnxEngine(onnx, threads)
-    reader = DigitReader(engine, manifest.labels)
-    return ServedModel(
-        manifest.name, ModelType.CLASSIFICATION, manifest.version, digest, manifest.labels, engine, reader
-    )
+    answer = build(engine, manifest.labels, minimum_score)
+    model_type = ModelType(manifest.model_type)
+    return ServedModel(manifest.name, model_type, manifest.version, digest, manifest.labels, engine, answer)
+
+
+def _bundled_detector(engine: InferenceEngine, minimum_score: float) -> tuple[tuple[str, ...], Answer]:
+    labels = catalog.read_labels("coco90.txt")
+    return tuple(labels[class_id] for class_id in sorted(labels)), SsdDetector(engine, labels, minimum_score)
+
+
+def _bundled_classifier(engine: InferenceEngine, _: float) -> tuple[tuple[str, ...], Answer]:
+    # A line has all words for one class; the first is its name.
+    labels = tuple(line.split(",")[0] for line in catalog.read_lines("imagenet1k.txt"))
+    return labels, ImageClassifier(engine, labels)
+
+
+def _bundled_pose(engine: InferenceEngine, _: float) -> tuple[tuple[str, ...], Answer]:
+    names = catalog.read_lines("coco17_keypoints.txt")
+    return names, MoveNet(engine, names)
+
+
+def _bundled_segmenter(engine: InferenceEngine, _: float) -> tuple[tuple[str, ...], Answer]:
+    return ("person",), SelfieSegmenter(engine)
+
+
+def _bundled_speech_detector(engine: InferenceEngine, _: float) -> tuple[tuple[str, ...], Answer]:
+    return ("speech",), SpeechDetector(engine)
+
+
+def _deployed_classifier(engine: InferenceEngine, labels: tuple[str, ...], _: float) -> Answer:
+    # Photographs have three channels and a place; a scanned digit is a row.
+    if [len(shape) for shape in engine.input_shapes] == [4]:
+        return ImageClassifier(engine, labels)
+    return DigitReader(engine, labels)
+
+
+def _deployed_detector(engine: InferenceEngine, labels: tuple[str, ...], minimum_score: float) -> Answer:
+    return YoloDetector(engine, labels, minimum_score)
+
+
+def _deployed_table_model(engine: InferenceEngine, labels: tuple[str, ...], _: float) -> Answer:
+    return TableClassifier(engine, labels) if labels else TableRegressor(engine)
+
+
+_BUNDLED: dict[str, Callable[[InferenceEngine, float], tuple[tuple[str, ...], Answer]]] = {
+    ModelType.OBJECT_DETECTION: _bundled_detector,
+    ModelType.CLASSIFICATION: _bundled_classifier,
+    ModelType.POSE: _bundled_pose,
+    ModelType.SEGMENTATION: _bundled_segmenter,
+    ModelType.AUDIO: _bundled_speech_detector,
+}
+_DEPLOYED: dict[str, Callable[[InferenceEngine, tuple[str, ...], float], Answer]] = {
+    ModelType.CLASSIFICATION: _deployed_classifier,
+    ModelType.OBJECT_DETECTION: _deployed_detector,
+    ModelType.TABULAR: _deployed_table_model,
+}
+
+
+def _check_image(image: NDArray[Any]) -> None:
+    if image.dtype != np.uint8 or image.ndim != _CHANNELS or image.shape[2] != _CHANNELS or not image.size:
+        raise InvalidInputError(
+            f"an image is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}", code="bad_image_array"
+        )
+
+
+def _check_audio(samples: NDArray[Any]) -> None:
+    if samples.dtype != np.float32 or samples.ndim != 1 or not np.isfinite(samples).all():
+        raise InvalidInputError(
+            f"a recording is finite float32 [samples], not {samples.dtype} {list(samples.shape)}",
+            code="bad_audio_array",
+        )
+
+
+def _check_table(rows: NDArray[Any]) -> None:
+    if rows.dtype != np.float32 or rows.ndim != 2 or not rows.size:
+        raise InvalidInputError(
+            f"a table is float32 [rows, features], not {rows.dtype} {list(rows.shape)}", code="bad_table"
+        )
+
+
+_CHECKS = {InputKind.IMAGE: _check_image, InputKind.AUDIO: _check_audio, InputKind.TABLE: _check_table}

@@ -51,6 +51,7 @@ class OnnxEngine:
             raise IntegrityError(f"the model cannot be loaded: {_reason(error)}", code="bad_model") from None
         self._session: Any = session
         self.input_names: tuple[str, ...] = tuple(item.name for item in session.get_inputs())
+        self.input_shapes: tuple[tuple[int | None, ...], ...] = tuple(_shape(item) for item in session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(item.name for item in session.get_outputs())
 
     def run(self, inputs: Mapping[str, Tensor]) -> list[NDArray[Any]]:
@@ -86,6 +87,10 @@ def _options(threads: int) -> Any:
     # Bytes of ONNX Runtime's own format would pass by the check of the ONNX file.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     return options
+
+
+def _shape(item: Any) -> tuple[int | None, ...]:
+    return tuple(size if isinstance(size, int) else None for size in item.shape)
 
 
 def _read(path: Path) -> bytes:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import struct
 import time
+import wave
 import zlib
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
@@ -14,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edge_agent.agent import _build
 from edge_agent.database import Database
 from edge_agent.documents import Documents
 from edge_agent.outgoing import Outgoing
 from primespark.core.settings import load_settings
+from primespark.inference import catalog
 from primespark.inference.models import DETECTOR, ServedModel, load_bundled
 from primespark.inference.samples import sample_images
 from primespark.sync.documents import Document, write
@@ -39,7 +44,7 @@ def detector() -> Future[ServedModel]:
 
 @pytest.fixture
 async def client(tmp_path: Path, detector: Future[ServedModel]) -> AsyncIterator[httpx2.AsyncClient]:
-    settings = load_settings(overrides={"edge": {"inference": {"max_body_bytes": 1_000_000}}})
+    settings = load_settings(overrides={"edge": {"inference": {"max_body_bytes": 1_000_000, "max_audio_s": 60}}})
     database = Database(tmp_path / "queue.db")
     agent = await _build(settings, tmp_path, database, detector)
     agent.service.slots.put(detector.result())
@@ -82,6 +87,66 @@ async def test_an_image_is_answered_with_predictions(client: httpx2.AsyncClient)
     assert stats["models"]["coco-ssd"]["digest"] == body["model_digest"]
 
 
+def wave_file(samples: NDArray[np.float64], rate: int = 16_000) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "model"),
+    [
+        ("classification", "efficientnet-lite0"), ("pose", "movenet-lightning"), ("segmentation", "selfie-landscape"),
+        ("object_detection", "coco-ssd"),
+    ],
+)  # fmt: skip
+async def test_each_type_of_image_model_answers_by_name_and_by_type(
+    client: httpx2.AsyncClient, model_type: str, model: str
+) -> None:
+    by_type = (await infer(client, COFFEE, model_type=model_type)).json()
+    assert (by_type["model"], by_type["model_type"]) == (model, model_type)
+    assert by_type["model_digest"] == catalog.find(model).sha256
+    assert by_type["predictions"]
+    assert (await infer(client, COFFEE, model=model)).json()["predictions"] == by_type["predictions"]
+
+
+@pytest.fixture
+def recording() -> bytes:
+    path = Path("/usr/share/sounds/alsa/Front_Center.wav")
+    if not path.exists():
+        pytest.skip(f"no {path}: apt-get install alsa-utils")
+    return path.read_bytes()
+
+
+async def test_a_recording_is_listened_to(client: httpx2.AsyncClient, recording: bytes) -> None:
+    spoken = (await infer(client, recording, "audio/wav")).json()
+    assert spoken["model"] == "silero-vad"
+    assert 0.5 < sum(one["end_s"] - one["start_s"] for one in spoken["predictions"]) < 1.5
+    in_json = await client.post("/api/v1/inference", json={"audio": base64.b64encode(recording).decode()})
+    assert in_json.json()["predictions"] == spoken["predictions"]
+    tone = np.sin(np.arange(16_000) / 16_000 * 440 * 2 * np.pi)
+    assert (await infer(client, wave_file(tone), "audio/wav")).json()["predictions"] == []
+
+
+async def test_bundled_models_are_loaded_once_and_the_one_least_asked_for_goes(client: httpx2.AsyncClient) -> None:
+    async def loaded() -> list[str]:
+        stats = (await client.get("/api/v1/inference/stats")).json()["models"]
+        return sorted(stats.keys() - {"coco-ssd"})
+
+    assert await loaded() == []
+    answers = await asyncio.gather(*(infer(client, COFFEE, model_type="pose") for _ in range(8)))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert await loaded() == ["movenet-lightning"]
+    await infer(client, COFFEE, model_type="segmentation")
+    await infer(client, COFFEE, model_type="pose")
+    await infer(client, COFFEE, model_type="classification")
+    assert await loaded() == ["efficientnet-lite0", "movenet-lightning"]
+
+
 def huge_png() -> bytes:
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
@@ -92,7 +157,14 @@ def huge_png() -> bytes:
     ("body", "media_type", "query", "status", "code"),
     [
         (COFFEE, "image/png", {"model": "nothing"}, 404, "unknown_model"),
-        (COFFEE, "image/png", {"model_type": "audio"}, 404, "unknown_model"),
+        (COFFEE, "image/png", {"model_type": "astrology"}, 404, "unknown_model"),
+        (COFFEE, "image/png", {"model_type": "tabular"}, 404, "unknown_model"),
+        (COFFEE, "image/png", {"model_type": "audio"}, 422, "wrong_input_kind"),
+        (COFFEE, "image/png", {"model": "silero-vad"}, 422, "wrong_input_kind"),
+        (wave_file(np.zeros(800)), "audio/wav", {"model_type": "pose"}, 422, "wrong_input_kind"),
+        (wave_file(np.zeros(16_000 * 7), rate=100), "audio/wav", {}, 422, "audio_too_long"),
+        (wave_file(np.zeros(800))[:20], "audio/wav", {}, 422, "undecodable_audio"),
+        (COFFEE, "audio/flac", {}, 422, "undecodable_audio"),
         (COFFEE, "image/png", {"model": "coco-ssd", "model_type": "classification"}, 422, "wrong_model_type"),
         (COFFEE, "image/png", {"request_id": "x" * 200}, 422, "invalid_input"),
         (COFFEE, "image/gif", {}, 415, "unsupported_media"),
@@ -106,8 +178,15 @@ def huge_png() -> bytes:
         (b'{"image": "!"}', "application/json", {}, 400, "bad_base64"),
         (b'{"image": 5}', "application/json", {}, 422, "invalid_input"),
         (b'{"picture": "aa"}', "application/json", {}, 422, "invalid_input"),
+        (b"{}", "application/json", {}, 422, "wrong_inputs"),
+        (b'{"image": "aGk=", "rows": [[1]]}', "application/json", {}, 422, "wrong_inputs"),
+        (b'{"rows": [[1, 2], [3]], "model": "digits"}', "application/json", {}, 404, "unknown_model"),
+        (b'{"rows": [[1, "2"]]}', "application/json", {}, 422, "invalid_input"),
+        (b'{"rows": [[1e999]]}', "application/json", {}, 422, "invalid_input"),
+        (b'{"rows": []}', "application/json", {}, 422, "invalid_input"),
+        (b'{"audio": "!"}', "application/json", {}, 400, "bad_base64"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 async def test_a_bad_inference_is_told_why(
     client: httpx2.AsyncClient, body: bytes, media_type: str, query: dict[str, str], status: int, code: str

@@ -11,11 +11,12 @@ import pytest
 
 from edge_agent.database import Database
 from edge_agent.documents import Kept, store
-from edge_agent.inference_service import InferenceService
+from edge_agent.inference_service import Given, InferenceService
 from primespark.core.identifiers import sha256_hex
 from primespark.core.manifests import SigningKey
 from primespark.core.settings import InferenceSettings
 from primespark.inference.images import decode_image
+from primespark.inference.models import InputKind
 from primespark.sync.documents import Document, merge_patch, write
 from tests.integration.edge_agent.device import Device, running_device, until
 from tests.integration.edge_agent.digits import Version, digit_png, make_version
@@ -95,7 +96,9 @@ async def test_no_request_is_dropped_by_an_exchange(signed_gate: RunningGate, ke
 
         async def ask() -> None:
             while not done.is_set():
-                found = await service.answer(partial(decode_image, digit_png(0), 10_000), "digits", None)
+                found = await service.answer(
+                    Given(InputKind.IMAGE, partial(decode_image, digit_png(0), 10_000)), "digits", None
+                )
                 assert found.predictions[0]["label"] == "0"
                 seen.append(found.model_version)
 

@@ -127,6 +127,7 @@ class FixedAnswer:
 
     device = "cpu"
     input_names = ("image_tensor:0",)
+    input_shapes = ((None, None, None, 3),)
     output_names = ("Postprocessor/ExpandDims_1:0", "Postprocessor/Slice:0")
 
     def __init__(self, scores: NDArray[np.float32], boxes: NDArray[np.float32]) -> None:

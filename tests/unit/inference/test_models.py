@@ -23,7 +23,7 @@ from primespark.core.manifests import Manifest, Variant
 from primespark.errors import IntegrityError, InvalidInputError, NotFoundError
 from primespark.inference import catalog
 from primespark.inference.images import decode_image
-from primespark.inference.models import ServedModel, load_bundled, load_classifier
+from primespark.inference.models import ServedModel, load_bundled, load_model
 from primespark.inference.onnx_engine import OnnxEngine
 from primespark.inference.samples import sample_images
 
@@ -140,10 +140,7 @@ def test_tiny_and_long_images_are_answered(detector: ServedModel) -> None:
         assert isinstance(detector.predict(np.zeros(shape, np.uint8)), list)
 
 
-def test_models_without_a_reader_say_so() -> None:
-    with pytest.raises(NotFoundError) as caught:
-        load_bundled("silero-vad", 1, 0.4)
-    assert caught.value.code == "not_served"
+def test_a_model_that_is_not_there_is_told() -> None:
     with pytest.raises(NotFoundError):
         load_bundled("absent", 1, 0.4)
 
@@ -194,7 +191,7 @@ def test_the_digit_reader_answers_as_scikit_learn(
     trained: tuple[bytes, NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]],
 ) -> None:
     file, rows, labels, expected = trained
-    model = load_classifier(manifest(file), file, threads=1)
+    model = load_model(manifest(file), file, 1, 0.4)
     assert (model.name, model.version, model.digest, model.labels) == ("digits", 3, sha256_hex(file), DIGITS)
     answers = [model.predict(frame(row)) for row in rows]
     assert [answer[0]["class_id"] for answer in answers] == expected.tolist()
@@ -212,11 +209,11 @@ def test_only_the_file_of_the_manifest_is_loaded(
 ) -> None:
     file = trained[0]
     with pytest.raises(IntegrityError) as caught:
-        load_classifier(manifest(b"another"), file, threads=1)
+        load_model(manifest(b"another"), file, 1, 0.4)
     assert caught.value.code == "wrong_artifact"
     hef = Variant(format="hef", architecture="hailo8", sha256=sha256_hex(file), size_bytes=len(file))
     with pytest.raises(IntegrityError):
-        load_classifier(manifest(file, variants=(hef,)), file, threads=1)
+        load_model(manifest(file, variants=(hef,)), file, 1, 0.4)
 
 
 @pytest.mark.parametrize("changes", [{"labels": DIGITS[:9]}, {"labels": ()}, {"model_type": "pose"}])
@@ -224,7 +221,7 @@ def test_a_manifest_that_says_something_else_is_refused(
     trained: tuple[bytes, NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]], changes: dict[str, Any]
 ) -> None:
     with pytest.raises(IntegrityError) as caught:
-        load_classifier(manifest(trained[0], **changes), trained[0], threads=1)
+        load_model(manifest(trained[0], **changes), trained[0], 1, 0.4)
     assert caught.value.code == "bad_model"
 
 
@@ -248,12 +245,12 @@ def other_model(inputs: str = "input", width: int = 64) -> bytes:
 def test_a_sound_model_of_another_form_is_refused_when_it_is_loaded(file: bytes) -> None:
     OnnxEngine(file, 1)
     with pytest.raises(IntegrityError) as caught:
-        load_classifier(manifest(file), file, threads=1)
+        load_model(manifest(file), file, 1, 0.4)
     assert caught.value.code == "bad_model"
 
 
 def test_the_detectors_file_is_no_digit_reader() -> None:
     file = catalog.read_bytes(catalog.find("coco-ssd"))
     with pytest.raises(IntegrityError) as caught:
-        load_classifier(manifest(file), file, threads=1)
+        load_model(manifest(file), file, 1, 0.4)
     assert caught.value.code == "bad_model"
