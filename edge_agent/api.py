@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from edge_agent.inference_service import Given, InferenceService
 from edge_agent.language_service import LanguageService
 from edge_agent.queue import OfflineQueue
 from edge_agent.sync_engine import Phase, SyncEngine, SyncState
+from edge_agent.work_queue import Priority
 from primespark.core.clock import to_rfc3339
 from primespark.core.settings import InferenceSettings
 from primespark.core.web import Principal, Role, read_body, read_model, require
@@ -33,6 +35,7 @@ from primespark.inference.tabular import MAX_ROWS
 from primespark.sync.records import Message
 
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+MAX_DEADLINE_MS = 3_600_000
 _Row = Annotated[list[float], Field(min_length=1, max_length=10_000)]
 
 router = APIRouter(prefix="/api/v1")
@@ -70,6 +73,8 @@ class InferenceRequest(Message):
     model: _Text | None = None
     model_type: _Text | None = None
     request_id: _Text | None = None
+    priority: Annotated[Priority, Field(strict=False)] | None = None
+    deadline_ms: Annotated[int, Field(gt=0, le=MAX_DEADLINE_MS)] | None = None
 
 
 @router.post("/inference")
@@ -80,8 +85,11 @@ async def infer(
     model: Annotated[str | None, Query(min_length=1, max_length=128)] = None,
     model_type: Annotated[str | None, Query(min_length=1, max_length=128)] = None,
     request_id: Annotated[str | None, Query(min_length=1, max_length=128)] = None,
+    priority: Priority = Priority.NORMAL,
+    deadline_ms: Annotated[int | None, Query(gt=0, le=MAX_DEADLINE_MS)] = None,
 ) -> dict[str, Any]:
     """Predictions for an image or a recording, the file itself, or JSON with it in base64 or with rows of numbers."""
+    received = time.monotonic()
     settings = here.service.settings
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type in IMAGE_TYPES:
@@ -92,13 +100,15 @@ async def infer(
         asked = await read_model(request, InferenceRequest)
         given = _given(asked, settings)
         model, model_type = asked.model or model, asked.model_type or model_type
-        request_id = asked.request_id or request_id
+        request_id, priority = asked.request_id or request_id, asked.priority or priority
+        deadline_ms = asked.deadline_ms or deadline_ms
     else:
         raise UnsupportedMediaError(
             f"Content-Type {media_type[:60]!r}",
             remedy=f"send {', '.join((*IMAGE_TYPES, *AUDIO_TYPES))} or application/json",
         )
-    found = await here.service.answer(given, model, model_type)
+    deadline = received + deadline_ms / 1000 if deadline_ms is not None else None
+    found = await here.service.answer(given, model, model_type, priority, deadline)
     return {"request_id": request_id or uuid.uuid4().hex, **asdict(found), "cached": False}
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 from prometheus_client import Counter, Histogram
 
 from edge_agent.bundled_models import BundledModels
+from edge_agent.work_queue import Priority, WorkQueue
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.settings import InferenceSettings
-from primespark.errors import InvalidInputError, NotFoundError, OverloadedError
+from primespark.errors import InvalidInputError, NotFoundError
 from primespark.inference import catalog
 from primespark.inference.catalog import ModelType
 from primespark.inference.models import DETECTOR, InputKind, ServedModel
@@ -120,12 +120,11 @@ class InferenceService:
         self.first_result_at: datetime | None = None
         self._frame_ms: deque[float] = deque(maxlen=_KEPT_LATENCIES)
         self._request_ms: deque[float] = deque(maxlen=_KEPT_LATENCIES)
-        self._waiting = 0
-        self._executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="inference")
+        self._work = WorkQueue("inference", _WORKERS, MAX_WAITING)
 
     def close(self) -> None:
         """Let what runs finish; start nothing more."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._work.close()
 
     async def see(self, image: Callable[[], NDArray[np.uint8]], model: ServedModel) -> Inference:
         """Inference on a frame of a camera."""
@@ -135,15 +134,25 @@ class InferenceService:
         self._note_first()
         return found
 
-    async def answer(self, given: Given, name: str | None, model_type: str | None) -> Inference:
+    async def answer(
+        self,
+        given: Given,
+        name: str | None,
+        model_type: str | None,
+        priority: Priority = Priority.NORMAL,
+        deadline: float | None = None,
+    ) -> Inference:
         """Inference for a caller.
 
         Args:
             given: What to look at.
             name: Of the model; without it the live one of the type, else the bundled one.
             model_type: Of the model; without it and without a name, the one for what is given.
+            priority: Against others that wait; the cameras' frames are of normal priority.
+            deadline: In `time.monotonic()` seconds.
 
         Raises:
+            DeadlineExceededError: No answer by then; what did not run yet never does.
             NotFoundError: Code `unknown_model`.
             InvalidInputError: Code `wrong_model_type` or `wrong_input_kind`, or what is given is not sound.
             OverloadedError: Code `inference_busy`: too many wait.
@@ -155,7 +164,7 @@ class InferenceService:
                 remedy="name another model or type",
                 code="wrong_input_kind",
             )
-        found = await self._run(given.decode, model)
+        found = await self._run(given.decode, model, priority, deadline)
         self.requests += 1
         self._request_ms.append(found.latency_ms)
         self._note_first()
@@ -201,14 +210,14 @@ class InferenceService:
         if self.first_result_at is None:
             self.first_result_at = utc_now()
 
-    async def _run(self, decode: Callable[[], NDArray[Any]], model: ServedModel) -> Inference:
-        if self._waiting >= MAX_WAITING:
-            raise OverloadedError("too many inferences wait", remedy="ask again later", code="inference_busy")
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, _infer, decode, model)
-        finally:
-            self._waiting -= 1
+    async def _run(
+        self,
+        decode: Callable[[], NDArray[Any]],
+        model: ServedModel,
+        priority: Priority = Priority.NORMAL,
+        deadline: float | None = None,
+    ) -> Inference:
+        return await self._work.run(partial(_infer, decode, model), priority, deadline)
 
 
 def _infer(decode: Callable[[], NDArray[Any]], model: ServedModel) -> Inference:

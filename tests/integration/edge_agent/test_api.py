@@ -66,7 +66,7 @@ async def infer(
 
 
 async def test_an_image_is_answered_with_predictions(client: httpx2.AsyncClient) -> None:
-    answer = await infer(client, COFFEE, request_id="mine")
+    answer = await infer(client, COFFEE, request_id="mine", priority="high", deadline_ms="60000")
     assert answer.status_code == 200, answer.text
     body = answer.json()
     assert body.keys() == {
@@ -167,6 +167,9 @@ def huge_png() -> bytes:
         (COFFEE, "audio/flac", {}, 422, "undecodable_audio"),
         (COFFEE, "image/png", {"model": "coco-ssd", "model_type": "classification"}, 422, "wrong_model_type"),
         (COFFEE, "image/png", {"request_id": "x" * 200}, 422, "invalid_input"),
+        (COFFEE, "image/png", {"deadline_ms": "1"}, 504, "deadline_exceeded"),
+        (COFFEE, "image/png", {"deadline_ms": "0"}, 422, "invalid_input"),
+        (COFFEE, "image/png", {"priority": "urgent"}, 422, "invalid_input"),
         (COFFEE, "image/gif", {}, 415, "unsupported_media"),
         (COFFEE, "", {}, 415, "unsupported_media"),
         (COFFEE[:5000], "image/png", {}, 422, "undecodable_image"),
