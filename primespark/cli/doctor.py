@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import typer
@@ -26,6 +28,8 @@ from primespark.embedded.stack import running_on
 from primespark.errors import PrimeSparkError
 
 _CONNECT_TIMEOUT_S = 3.0
+# More than any kernel's `struct timex`, and its state of a clock that nothing corrects.
+_TIMEX_BYTES, _TIME_ERROR = 512, 5
 _PACKAGES = {
     "edge": ("fastapi", "uvicorn", "numpy", "onnxruntime", "PIL"),
     "edge-cv": ("cv2",),
@@ -56,9 +60,9 @@ class Check:
     remedy: str = ""
 
 
-def run_doctor(settings: Settings, as_json: bool) -> int:
-    """Print the findings; 1 when anything is bad."""
-    findings = list(_examine(settings))
+def run_doctor(settings: Settings, as_json: bool, root: Path = Path("/")) -> int:
+    """Print the findings; 1 when anything is bad. `root` is where the files of the accelerator are looked for."""
+    findings = list(_examine(settings, root))
     if as_json:
         typer.echo(json.dumps({"checks": [asdict(finding) for finding in findings]}))
     else:
@@ -66,12 +70,13 @@ def run_doctor(settings: Settings, as_json: bool) -> int:
     return 1 if any(finding.state is State.BAD for finding in findings) else 0
 
 
-def _examine(settings: Settings) -> Iterator[Check]:
+def _examine(settings: Settings, root: Path) -> Iterator[Check]:
     yield _check_python()
     yield from _check_packages()
     yield _check_home(settings)
     yield _check_clock()
     yield _check_root()
+    yield from _check_hailo(root)
     running = running_on(home())
     yield _check_up(running)
     servers = settings.cloud.kafka.bootstrap_servers
@@ -124,7 +129,29 @@ def _check_clock() -> Check:
     now = datetime.now(UTC)
     if now < _EARLIEST:
         return Check("clock", State.BAD, f"{now:%Y-%m-%d %H:%M} UTC", "set the clock, or start a time service")
+    if not _clock_is_kept():
+        return Check(
+            "clock", State.ABSENT, f"{now:%Y-%m-%d %H:%M} UTC, kept by no time service", "sudo timedatectl set-ntp true"
+        )
     return Check("clock", State.OK, f"{now:%Y-%m-%d %H:%M} UTC")
+
+
+def _clock_is_kept() -> bool:
+    """Whether the kernel says that something corrects its clock."""
+    adjtimex = getattr(ctypes.CDLL(None), "adjtimex", None)
+    # A call that changes nothing, as all of the structure is zero.
+    return adjtimex is None or adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES)) != _TIME_ERROR
+
+
+def _check_hailo(root: Path) -> Iterator[Check]:
+    states = {True: State.OK, False: State.BAD, None: State.ABSENT}
+    # NumPy comes with the extra `edge`, which need not be installed where this runs.
+    if find_spec("numpy") is None:
+        return
+    from primespark.inference import hailo_facts
+
+    for finding in hailo_facts.judge(hailo_facts.gather(root, [home() / "edge"])):
+        yield Check(finding.name, states[finding.fits], finding.found, finding.remedy)
 
 
 def _check_root() -> Check:

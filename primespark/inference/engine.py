@@ -32,12 +32,17 @@ class InferenceEngine(Protocol):
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs, in the model's order."""
 
+    @property
+    def concurrency(self) -> int:
+        """Runs that are worth having under way at once, at least 1; more of them only wait for each other."""
+
     def run(self, inputs: Mapping[str, Tensor]) -> list[NDArray[Any]]:
         """The outputs for `inputs`, in the order of `output_names`.
 
         Raises:
             InvalidInputError: Code `wrong_model_input`: other names, types or shapes than the model's.
-            UnavailableError: Code `inference_failed`: the processor gave up, for one for want of memory.
+            UnavailableError: Code `inference_failed`: the processor gave up, for one for want of memory;
+                `accelerator_unavailable`, `accelerator_timeout`: the accelerator did. No answer is ever an empty one.
             ConflictError: Code `engine_closed`.
         """
 

@@ -41,6 +41,8 @@ class OnnxEngine:
     """
 
     device = "cpu"
+    # Each run takes `threads` of the processor's own; how many processors are to spare, the caller knows.
+    concurrency = 1
 
     def __init__(self, source: Path | bytes, threads: int = 1) -> None:
         data = _read(source) if isinstance(source, Path) else source

@@ -1,14 +1,18 @@
-"""What every inference engine keeps, run on each implementation.
+"""What every inference engine keeps, run on each implementation; an implementation joins as a `Subject`.
 
-A new engine joins `ENGINES` with a function that loads an ONNX file's bytes (or what was compiled from it).
+The Hailo engine runs on the double in each release, and on a real chip where `/dev/hailo0` is.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,10 +22,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from primespark.errors import ConflictError, IntegrityError, InvalidInputError
 from primespark.inference.engine import InferenceEngine
+from primespark.inference.hailo_device import HailoDevice
+from primespark.inference.hailo_engine import HailoInferenceEngine
 from primespark.inference.onnx_engine import OnnxEngine
+from tests.doubles import hailo
+from tests.doubles.fake_engine import FakeEngine
 
-ENGINES: dict[str, Callable[[bytes], InferenceEngine]] = {"onnx": lambda data: OnnxEngine(data, threads=1)}
 WEIGHTS = np.random.default_rng(11).normal(size=(6, 4)).astype(np.float32)
+Arrays = dict[str, NDArray[Any]]
 
 
 def matrix_model(weights: TensorProto | None = None) -> bytes:
@@ -43,91 +51,174 @@ def matrix_model(weights: TensorProto | None = None) -> bytes:
     return bytes(whole.SerializeToString())
 
 
-@pytest.fixture(params=ENGINES)
-def load(request: pytest.FixtureRequest) -> Callable[[bytes], InferenceEngine]:
-    return ENGINES[request.param]
-
-
-@pytest.fixture
-def engine(load: Callable[[bytes], InferenceEngine]) -> Iterator[InferenceEngine]:
-    loaded = load(matrix_model())
-    yield loaded
-    loaded.close()
-
-
 def rows(count: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(count, 6)).astype(np.float32)
 
 
-def test_it_says_what_it_takes_and_gives(engine: InferenceEngine) -> None:
-    assert engine.input_names == ("x",)
-    assert engine.output_names == ("product", "total")
-    assert engine.device in {"cpu", "hailo8", "hailo8l"}
+def matrix_answer(inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    product = inputs["x"] @ WEIGHTS
+    return [product, product.sum()]
 
 
-@pytest.mark.parametrize("count", [1, 7])
-def test_outputs_come_in_the_order_of_their_names(engine: InferenceEngine, count: int) -> None:
-    product, total = engine.run({"x": rows(count)})
-    np.testing.assert_allclose(product, rows(count) @ WEIGHTS, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(total, (rows(count) @ WEIGHTS).sum(), rtol=1e-4, atol=1e-4)
+@dataclass(frozen=True)
+class Subject:
+    """One implementation: how it is loaded, what it is given, and what must come out."""
+
+    load: Callable[[], InferenceEngine]
+    devices: tuple[str, ...] = ("cpu",)
+    counts: tuple[int, ...] = (1, 7)
+    inputs: Callable[[int, int], Arrays] = lambda count, seed: {"x": rows(count, seed)}
+    expected: Callable[[Arrays], list[NDArray[Any]]] = matrix_answer
 
 
-def test_inputs_stay_as_they_are_and_may_be_read_only(engine: InferenceEngine) -> None:
-    given = rows(3)
-    given.flags.writeable = False
-    engine.run({"x": given})
-    np.testing.assert_array_equal(given, rows(3))
+def fake() -> InferenceEngine:
+    return FakeEngine({"x": (np.float32, (None, 6))}, ("product", "total"), matrix_answer, concurrency=3)
 
 
-def test_an_output_is_not_overwritten_by_the_next_run(engine: InferenceEngine) -> None:
-    first, _ = engine.run({"x": rows(2, seed=1)})
-    kept = first.copy()
-    engine.run({"x": rows(2, seed=2)})
-    np.testing.assert_array_equal(first, kept)
+def on_the_double(stack: ExitStack, folder: Path, version: str) -> Subject:
+    stack.enter_context(hailo.fitted(folder, version))
+    path = folder / "matrix.hef"
+    path.write_bytes(hailo.compiled(matrix_model(), {"x": (6,), "product": (4,), "total": (1,)}).to_bytes())
+    device = HailoDevice(folder)
+    stack.callback(device.close)
+    return Subject(lambda: HailoInferenceEngine(path, device), ("hailo8",), (1,))
 
 
-@pytest.mark.parametrize(
-    "inputs",
-    [
-        pytest.param({}, id="nothing"),
-        pytest.param({"y": rows(1)}, id="another name"),
-        pytest.param({"x": rows(1), "z": rows(1)}, id="one more"),
-        pytest.param({"x": rows(1).astype(np.float64)}, id="another type"),
-        pytest.param({"x": rows(1)[:, :5]}, id="another width"),
-        pytest.param({"x": rows(1)[0]}, id="another rank"),
-    ],
-)
+def on_a_chip(stack: ExitStack) -> Subject:
+    """A HEF of the machine; what must come out is what the engine answers when nothing else runs."""
+    found = [
+        os.environ.get("PRIMESPARK_TEST_HEF", ""),
+        *map(str, Path("/usr/share/hailo-models").glob("yolov8s_*.hef")),
+    ]
+    path = next((Path(one) for one in found if one), None)
+    if path is None:
+        pytest.skip("no HEF: set PRIMESPARK_TEST_HEF, or install the vendor's hailo-models")
+    device = HailoDevice()
+    stack.callback(device.close)
+    alone = HailoInferenceEngine(path, device)
+    shapes = {one.name: (one.shape, one.dtype) for one in alone.inputs}
+
+    def inputs(count: int, seed: int) -> Arrays:
+        random = np.random.default_rng(seed)
+        return {name: random.integers(0, 256, (count, *shape)).astype(dtype) for name, (shape, dtype) in shapes.items()}
+
+    return Subject(lambda: HailoInferenceEngine(path, device), ("hailo8", "hailo8l"), (1,), inputs, alone.run)
+
+
+CHIP = ["chip"] if Path("/dev/hailo0").exists() else []
+
+
+@pytest.fixture(params=["onnx", "fake", *hailo.VERSIONS, *CHIP])
+def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
+    with ExitStack() as stack:
+        if request.param == "onnx":
+            yield Subject(lambda: OnnxEngine(matrix_model(), threads=1))
+        elif request.param == "fake":
+            yield Subject(fake)
+        elif request.param == "chip":
+            yield on_a_chip(stack)
+        else:
+            yield on_the_double(stack, tmp_path, request.param)
+
+
+@pytest.fixture
+def engine(subject: Subject) -> Iterator[InferenceEngine]:
+    loaded = subject.load()
+    yield loaded
+    loaded.close()
+
+
+def assert_answers(answers: list[NDArray[Any]], expected: list[NDArray[Any]]) -> None:
+    assert len(answers) == len(expected)
+    for answer, wanted in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer.reshape(-1), np.reshape(wanted, -1), rtol=1e-4, atol=1e-4)
+
+
+def test_it_says_what_it_takes_and_gives(engine: InferenceEngine, subject: Subject) -> None:
+    assert engine.input_names == tuple(subject.inputs(1, 0))
+    assert len(engine.output_names) == len(subject.expected(subject.inputs(1, 0)))
+    assert engine.device in subject.devices
+    for array, shape in zip(subject.inputs(1, 0).values(), engine.input_shapes, strict=True):
+        assert len(shape) == array.ndim
+        assert all(size in (None, length) for size, length in zip(shape, array.shape, strict=True))
+    assert engine.concurrency >= 1
+
+
+def test_outputs_come_in_the_order_of_their_names(engine: InferenceEngine, subject: Subject) -> None:
+    for count in subject.counts:
+        given = subject.inputs(count, 3)
+        assert_answers(engine.run(given), subject.expected(given))
+
+
+def test_inputs_stay_as_they_are_and_may_be_read_only(engine: InferenceEngine, subject: Subject) -> None:
+    given = subject.inputs(1, 0)
+    for array in given.values():
+        array.flags.writeable = False
+    engine.run(given)
+    for name, array in given.items():
+        np.testing.assert_array_equal(array, subject.inputs(1, 0)[name])
+
+
+def test_inputs_need_not_be_contiguous(engine: InferenceEngine, subject: Subject) -> None:
+    given = subject.inputs(1, 4)
+    reversed_twice = {name: np.asfortranarray(array[..., ::-1])[..., ::-1] for name, array in given.items()}
+    assert_answers(engine.run(reversed_twice), subject.expected(given))
+
+
+def test_an_output_is_not_overwritten_by_the_next_runs(engine: InferenceEngine, subject: Subject) -> None:
+    first = engine.run(subject.inputs(1, 1))
+    kept = [np.array(output) for output in first]
+    for seed in range(2, 2 + 2 * engine.concurrency):
+        engine.run(subject.inputs(1, seed))
+    for output, copy in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(output, copy)
+
+
+WRONG: dict[str, Callable[[Arrays], Arrays]] = {
+    "nothing": lambda _: {},
+    "another name": lambda given: {f"{name}'": array for name, array in given.items()},
+    "one more": lambda given: {**given, "z": np.zeros((1, 1), np.float32)},
+    "another type": lambda given: {name: array.astype(np.float64) for name, array in given.items()},
+    "another width": lambda given: {name: array[..., :-1] for name, array in given.items()},
+    "another rank": lambda given: {name: array[0] for name, array in given.items()},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_an_input_that_does_not_fit_is_the_callers_fault(
-    engine: InferenceEngine, inputs: dict[str, NDArray[np.float32]]
+    engine: InferenceEngine, subject: Subject, wrong: Callable[[Arrays], Arrays]
 ) -> None:
     with pytest.raises(InvalidInputError) as caught:
-        engine.run(inputs)
+        engine.run(wrong(subject.inputs(1, 0)))
     assert caught.value.code == "wrong_model_input"
     assert "\n" not in caught.value.message
-    engine.run({"x": rows(1)})
+    engine.run(subject.inputs(1, 0))
 
 
-def test_threads_share_it(engine: InferenceEngine) -> None:
-    def answer(seed: int) -> bool:
-        product, _ = engine.run({"x": rows(4, seed)})
-        return np.allclose(product, rows(4, seed) @ WEIGHTS, rtol=1e-5, atol=1e-5)
+def test_threads_share_it(engine: InferenceEngine, subject: Subject) -> None:
+    expected = [subject.expected(subject.inputs(1, seed)) for seed in range(20)]
+
+    def check(number: int) -> None:
+        assert_answers(engine.run(subject.inputs(1, number % 20)), expected[number % 20])
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(answer, range(400)))
+        list(pool.map(check, range(200)))
 
 
-def test_a_closed_one_refuses_and_closing_again_is_allowed(load: Callable[[bytes], InferenceEngine]) -> None:
-    engine = load(matrix_model())
+def test_a_closed_one_refuses_and_closing_again_is_allowed(subject: Subject) -> None:
+    engine = subject.load()
     engine.close()
     engine.close()
     with pytest.raises(ConflictError) as caught:
-        engine.run({"x": rows(1)})
+        engine.run(subject.inputs(1, 0))
     assert caught.value.code == "engine_closed"
 
 
-def test_runs_under_way_outlive_a_close(load: Callable[[bytes], InferenceEngine]) -> None:
-    for _ in range(20):
-        engine = load(matrix_model())
+def test_runs_under_way_outlive_a_close(subject: Subject) -> None:
+    given = subject.inputs(1, 0)
+    expected = subject.expected(given)
+    for _ in range(10):
+        engine = subject.load()
         started = threading.Barrier(5)
 
         def runs(engine: InferenceEngine = engine, started: threading.Barrier = started) -> int:
@@ -135,10 +226,10 @@ def test_runs_under_way_outlive_a_close(load: Callable[[bytes], InferenceEngine]
             done = 0
             while True:
                 try:
-                    product, _ = engine.run({"x": rows(64)})
+                    answers = engine.run(given)
                 except ConflictError:
                     return done
-                assert np.allclose(product, rows(64) @ WEIGHTS, rtol=1e-5, atol=1e-5)
+                assert_answers(answers, expected)
                 done += 1
 
         with ThreadPoolExecutor(4) as pool:
@@ -150,24 +241,22 @@ def test_runs_under_way_outlive_a_close(load: Callable[[bytes], InferenceEngine]
 
 
 @pytest.mark.parametrize("data", [b"", b"<html></html>", matrix_model()[:-20]])
-def test_what_is_no_model_is_refused(load: Callable[[bytes], InferenceEngine], data: bytes) -> None:
+def test_onnx_what_is_no_model_is_refused(data: bytes) -> None:
     with pytest.raises(IntegrityError) as caught:
-        load(data)
+        OnnxEngine(data)
     assert caught.value.code == "bad_model"
 
 
-def test_a_model_of_an_unknown_operator_is_refused(load: Callable[[bytes], InferenceEngine]) -> None:
+def test_onnx_a_model_of_an_unknown_operator_is_refused() -> None:
     whole = onnx.load_from_string(matrix_model())
     whole.graph.node[0].op_type = "Telepathy"
     with pytest.raises(IntegrityError) as caught:
-        load(whole.SerializeToString())
+        OnnxEngine(whole.SerializeToString())
     assert caught.value.code == "bad_model"
     assert "Telepathy" in caught.value.message
 
 
-def test_a_model_with_weights_in_another_file_is_refused(
-    load: Callable[[bytes], InferenceEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_onnx_a_model_with_weights_in_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The file is really there, where ONNX Runtime looks for it: only the refusal keeps it from being read.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.bin").write_bytes(WEIGHTS.tobytes())
@@ -175,7 +264,7 @@ def test_a_model_with_weights_in_another_file_is_refused(
     weights.data_location = TensorProto.EXTERNAL
     weights.external_data.add(key="location", value="weights.bin")
     with pytest.raises(IntegrityError) as caught:
-        load(matrix_model(weights))
+        OnnxEngine(matrix_model(weights))
     assert caught.value.code == "external_data"
 
 

@@ -126,6 +126,7 @@ class FixedAnswer:
     """An engine whose one answer is given; what is tested here begins behind the model."""
 
     device = "cpu"
+    concurrency = 1
     input_names = ("image_tensor:0",)
     input_shapes = ((None, None, None, 3),)
     output_names = ("Postprocessor/ExpandDims_1:0", "Postprocessor/Slice:0")

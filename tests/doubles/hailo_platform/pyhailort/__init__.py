@@ -1,0 +1,1 @@
+"""The module that holds what the package does not export."""
