@@ -12,9 +12,12 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from edge_agent import api, openai_api, records_api
+from edge_agent import api, capture_api, openai_api, records_api
 from edge_agent.api import Device
-from edge_agent.capture import Capture
+from edge_agent.capture import Capture, Witness
+from edge_agent.capture.broadcast import Broadcast
+from edge_agent.capture.picture_store import PictureKind, PictureStore
+from edge_agent.capture_api import CaptureParts
 from edge_agent.credentials import CredentialFiles, LocalKey
 from edge_agent.database import Database
 from edge_agent.documents import Documents
@@ -62,7 +65,7 @@ class _Agent:
     service: InferenceService
     language: LanguageService
     telemetry: Telemetry | None
-    capture: Capture | None
+    sight: CaptureParts
     labelled: LabelledFolder | None
     deployer: ModelDeployer
     engine: SyncEngine | None
@@ -75,7 +78,7 @@ class _Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(loop, name=name) for name, loop in self._loops().items()]
-                await serve(self.app, edge.host, edge.port)
+                await serve(self.app, edge.host, edge.port, on_stop=self.sight.broadcast.close)
                 for task in tasks:
                     task.cancel()
         finally:
@@ -85,7 +88,11 @@ class _Agent:
             await asyncio.to_thread(self.service.close)
 
     def _loops(self) -> dict[str, Coroutine[Any, Any, Any]]:
-        loops: dict[str, Coroutine[Any, Any, Any]] = {"detector": self._begin_looking(), "models": self.deployer.run()}
+        loops: dict[str, Coroutine[Any, Any, Any]] = {
+            "detector": self._begin_looking(),
+            "models": self.deployer.run(),
+            "pictures": self.sight.witness.expire_forever(),
+        }
         if self.telemetry is not None:
             loops["telemetry"] = self.telemetry.run()
         if self.labelled is not None:
@@ -102,8 +109,8 @@ class _Agent:
             log.error("detector_not_loaded", code=error.code, cause=error.message, remedy=error.remedy)
             return
         self.service.slots.put(model)
-        if self.capture is not None:
-            await self.capture.run(model)
+        if self.sight.capture is not None:
+            await self.sight.capture.run(model)
 
 
 async def _build(settings: Settings, folder: Path, database: Database, detector: Future[ServedModel]) -> _Agent:
@@ -129,11 +136,24 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
         loop = asyncio.get_running_loop()
         notify = engine.notify
         database.watch(lambda _: _call_soon(loop, notify))
-    capture = Capture(edge.capture, service, queue) if settings.features.capture else None
+    sight = _capture_parts(settings, folder, service, queue)
     labelled = LabelledFolder(edge.capture.labelled_folder, queue) if edge.capture.labelled_folder else None
     device = Device(edge.device_id, service, language, queue, documents, engine)
-    app = _build_app(settings, folder, database, device, detector, capture)
-    return _Agent(settings, app, service, language, telemetry, capture, labelled, deployer, engine, gate, detector)
+    app = _build_app(settings, folder, database, device, detector, sight)
+    return _Agent(settings, app, service, language, telemetry, sight, labelled, deployer, engine, gate, detector)
+
+
+def _capture_parts(settings: Settings, folder: Path, service: InferenceService, queue: OfflineQueue) -> CaptureParts:
+    looking, reserve = settings.edge.capture, settings.edge.offline.minimum_free_disk_bytes
+    pictures = {
+        PictureKind.EVENT: PictureStore(folder / "snapshots", PictureKind.EVENT, looking.snapshots, reserve),
+        PictureKind.EXAMPLE: PictureStore(folder / "examples", PictureKind.EXAMPLE, looking.hard_examples, reserve),
+    }
+    broadcast = Broadcast()
+    minimum_score = settings.edge.inference.minimum_score
+    witness = Witness(looking, minimum_score, queue, pictures, broadcast)
+    capture = Capture(looking, service, witness) if settings.features.capture else None
+    return CaptureParts(capture, witness, pictures, broadcast)
 
 
 def _build_app(
@@ -142,7 +162,7 @@ def _build_app(
     database: Database,
     device: Device,
     detector: Future[ServedModel],
-    capture: Capture | None,
+    sight: CaptureParts,
 ) -> FastAPI:
     async def readiness() -> dict[str, str]:
         missing = {}
@@ -156,9 +176,11 @@ def _build_app(
 
     async def summary() -> dict[str, Any]:
         missing, state = await readiness(), device.engine.state if device.engine else None
-        faults = dict(capture.faults) if capture else {}
+        sources = dict(sight.capture.sources) if sight.capture else {}
+        faults = {name: source.fault for name, source in sources.items() if source.fault}
         return {
             "status": "degraded" if missing or faults else "healthy", "missing": missing, "sources_failed": faults,
+            "sources": {name: source.state for name, source in sources.items()},
             "device_id": device.device_id, "cloud": state.phase if state else "alone",
         }  # fmt: skip
 
@@ -171,7 +193,7 @@ def _build_app(
     app = create_app(
         title="primespark-edge",
         authenticate=LocalKey(folder).authenticate,
-        routers=[api.router, records_api.router, openai_api.router],
+        routers=[api.router, capture_api.router, records_api.router, openai_api.router],
         readiness=readiness,
         summary=summary,
         max_body_bytes=settings.edge.inference.max_body_bytes,
@@ -179,6 +201,7 @@ def _build_app(
         lifespan=lifespan,
     )
     app.state.device = device
+    app.state.capture_parts = sight
     return app
 
 

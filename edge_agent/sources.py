@@ -28,31 +28,37 @@ class Frame:
     image: Callable[[], NDArray[np.uint8]]
 
 
-def frames(source: str, max_pixels: int) -> Iterator[Frame]:
+def frames(source: str, max_pixels: int, name: str | None = None) -> Iterator[Frame]:
     """The frames of a source, once through; reads one at a time.
+
+    Args:
+        source: `samples`, or the path of an image, a folder or a video file.
+        max_pixels: Larger images are faults.
+        name: What frames are called after; without one, the last part of the path.
 
     Raises:
         NotFoundError: Code `no_such_source`.
         InvalidInputError: Code `undecodable_video`.
         MissingDependencyError: A video, and OpenCV is not installed; the samples, and no package has any.
     """
-    if source == SAMPLES:
-        for name, data in sample_images():
-            yield Frame(f"{SAMPLES}/{name}", partial(decode_image, data, max_pixels))
-        return
     path = Path(source)
+    prefix = name or path.name
+    if source == SAMPLES:
+        for file_name, data in sample_images():
+            yield Frame(f"{prefix}/{file_name}", partial(decode_image, data, max_pixels))
+        return
     if path.is_dir():
         for file in sorted(path.iterdir()):
             if file.suffix.lower() in IMAGE_SUFFIXES:
-                yield Frame(f"{path.name}/{file.name}", partial(_read_image, file, max_pixels))
+                yield Frame(f"{prefix}/{file.name}", partial(_read_image, file, max_pixels))
     elif not path.exists():
         raise NotFoundError(
             f"no source {source!r}", remedy="correct edge.capture.sources, or attach the camera", code="no_such_source"
         )
     elif path.suffix.lower() in IMAGE_SUFFIXES:
-        yield Frame(path.name, partial(_read_image, path, max_pixels))
+        yield Frame(prefix, partial(_read_image, path, max_pixels))
     else:
-        yield from _video(path, max_pixels)
+        yield from _video(path, max_pixels, prefix)
 
 
 def _read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
@@ -66,7 +72,7 @@ def _read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
     return decode_image(data, max_pixels)
 
 
-def _video(path: Path, max_pixels: int) -> Iterator[Frame]:
+def _video(path: Path, max_pixels: int, prefix: str) -> Iterator[Frame]:
     try:
         import cv2
     except ModuleNotFoundError:
@@ -84,7 +90,7 @@ def _video(path: Path, max_pixels: int) -> Iterator[Frame]:
             is_read, pixels = video.read()
             if not is_read:
                 return
-            yield Frame(f"{path.name}#{number}", partial(_as_rgb, pixels))
+            yield Frame(f"{prefix}#{number}", partial(_as_rgb, pixels))
             number += 1
     finally:
         video.release()

@@ -11,30 +11,22 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from primespark.core.capture_settings import CaptureSettings
 from primespark.core.identifiers import DeviceId
+from primespark.core.sections import Port, PositiveInt, Seconds, Section
 from primespark.errors import ConfigurationError
 
 CONFIG_PATH = Path("config/integration_config.yaml")
 ENV_PREFIX = "PRIMESPARK_"
 # Read elsewhere (paths, the loader below, the command line), so not settings.
 _NOT_SETTINGS = {"HOME", "CONFIG"}
-
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
-PositiveInt = Annotated[int, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A part of the settings: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class GlobalSettings(Section):
@@ -64,15 +56,6 @@ class LanguageSettings(Section):
     context_tokens: Annotated[int, Field(ge=256, le=131_072)] = 2048
     max_answer_tokens: Annotated[int, Field(gt=0, le=131_072)] = 512
     answer_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120
-
-
-class CaptureSettings(Section):
-    """Where frames come from; `samples` stands for the images that ship with scikit-image and scikit-learn."""
-
-    sources: tuple[str, ...] = ("samples",)
-    labelled_folder: Path | None = None
-    frames_per_second: Annotated[float, Field(gt=0, le=1000)] = 2.0
-    loop: bool = True
 
 
 class OfflineSettings(Section):
@@ -407,7 +390,16 @@ def _known_names(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Settings
     for part in location:
         field = model.model_fields.get(str(part)) or model.model_fields.get(f"{part}_")
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        model = field.annotation
+        # Positions in a list, and tags of a union, are no fields: they stand for the model inside.
+        if field is not None:
+            inner = _model_in(field.annotation)
+            if inner is None:
+                return []
+            model = inner
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)

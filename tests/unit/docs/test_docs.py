@@ -11,7 +11,8 @@ import pytest
 import typer
 from fastapi.routing import APIRoute
 
-from edge_agent import api, records_api
+from edge_agent import api, capture_api, records_api
+from edge_agent.capture.configured import configured_sources
 from primespark.cli.main import app
 from primespark.cloud import gate, people
 from primespark.core.settings import Settings, load_settings
@@ -93,7 +94,7 @@ def test_every_command_is_explained() -> None:
 
 
 def _routes() -> Iterator[str]:
-    for router in (api.router, records_api.router, gate.router, people.router):
+    for router in (api.router, capture_api.router, records_api.router, gate.router, people.router):
         for route in router.routes:
             assert isinstance(route, APIRoute)
             yield from (f"{method} {route.path}" for method in route.methods or ())
@@ -113,6 +114,16 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_architecture_is_short_enough_to_read() -> None:
     assert len((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_settings_of_the_page_on_capture_are_settings(tmp_path: Path) -> None:
+    (written,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "capture.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "capture.yaml").write_text(written)
+    capture = load_settings(tmp_path / "capture.yaml").edge.capture
+    sources = configured_sources(capture)
+    assert [source.kind for source in sources] == ["path", "url", "device", "csi"]
+    assert [rule.name for source in sources for rule in source.settings.rules] == ["person-at-door", "parcel-left"]
+    assert capture.images == "crops"
 
 
 def test_the_settings_of_the_page_on_devices_are_settings(tmp_path: Path) -> None:

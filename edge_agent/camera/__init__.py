@@ -1,0 +1,1 @@
+"""Live cameras and streams, each read by a process of its own."""
