@@ -12,8 +12,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from edge_agent import api, capture_api, openai_api, records_api
+from edge_agent import api, cache_api, capture_api, openai_api, records_api
 from edge_agent.api import Device
+from edge_agent.cache.build import build_cache, running
 from edge_agent.capture import Capture, Witness
 from edge_agent.capture.broadcast import Broadcast
 from edge_agent.capture.picture_store import PictureKind, PictureStore
@@ -184,16 +185,20 @@ def _build_app(
             "device_id": device.device_id, "cloud": state.phase if state else "alone",
         }  # fmt: skip
 
+    edge = settings.edge
+    cache = build_cache(edge.cache, folder / "cache", edge.device_id) if settings.features.cache else None
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # The address is bound by now.
-        log.info("listening", url=_url(settings.edge.host, settings.edge.port))
-        yield
+        log.info("listening", url=_url(edge.host, edge.port))
+        async with running(cache):
+            yield
 
     app = create_app(
         title="primespark-edge",
         authenticate=LocalKey(folder).authenticate,
-        routers=[api.router, capture_api.router, records_api.router, openai_api.router],
+        routers=[api.router, cache_api.router, capture_api.router, records_api.router, openai_api.router],
         readiness=readiness,
         summary=summary,
         max_body_bytes=settings.edge.inference.max_body_bytes,
@@ -202,6 +207,7 @@ def _build_app(
     )
     app.state.device = device
     app.state.capture_parts = sight
+    app.state.cache = cache
     return app
 
 

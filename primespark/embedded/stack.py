@@ -216,6 +216,8 @@ class Stack:
         cloud_url = agent.cloud_url or self._settings.network.cloud_url or self.endpoints.get("cloud")
         if cloud_url:
             environment["PRIMESPARK_NETWORK__CLOUD_URL"] = cloud_url
+        if "valkey" in self._wanted and self._settings.edge.cache.memory.url is None:
+            environment.setdefault("PRIMESPARK_EDGE__CACHE__MEMORY__URL", f"unix://{self._sockets / 'valkey.sock'}")
         return Service(
             name=agent.device_id,
             command=(sys.executable, "-m", "primespark.cli.main", "edge"),

@@ -11,7 +11,7 @@ import pytest
 import typer
 from fastapi.routing import APIRoute
 
-from edge_agent import api, capture_api, records_api
+from edge_agent import api, cache_api, capture_api, openai_api, records_api
 from edge_agent.capture.configured import configured_sources
 from primespark.cli.main import app
 from primespark.cloud import gate, people
@@ -94,7 +94,11 @@ def test_every_command_is_explained() -> None:
 
 
 def _routes() -> Iterator[str]:
-    for router in (api.router, capture_api.router, records_api.router, gate.router, people.router):
+    routers = (
+        api.router, cache_api.router, capture_api.router, openai_api.router, records_api.router, gate.router,
+        people.router,
+    )  # fmt: skip
+    for router in routers:
         for route in router.routes:
             assert isinstance(route, APIRoute)
             yield from (f"{method} {route.path}" for method in route.methods or ())
