@@ -109,7 +109,7 @@ async def infer(
         )
     deadline = received + deadline_ms / 1000 if deadline_ms is not None else None
     found = await here.service.answer(given, model, model_type, priority, deadline)
-    return {"request_id": request_id or uuid.uuid4().hex, **asdict(found), "cached": False}
+    return {"request_id": request_id or uuid.uuid4().hex, **asdict(found)}
 
 
 @router.get("/inference/stats", dependencies=[Viewer])
@@ -171,11 +171,11 @@ def _given(asked: InferenceRequest, settings: InferenceSettings) -> Given:
 
 
 def _image(data: bytes, settings: InferenceSettings) -> Given:
-    return Given(InputKind.IMAGE, partial(decode_image, data, settings.max_image_pixels))
+    return Given(InputKind.IMAGE, partial(decode_image, data, settings.max_image_pixels), data)
 
 
 def _audio(data: bytes, settings: InferenceSettings) -> Given:
-    return Given(InputKind.AUDIO, partial(decode_audio, data, settings.max_audio_s))
+    return Given(InputKind.AUDIO, partial(decode_audio, data, settings.max_audio_s), data)
 
 
 def _table(rows: list[list[float]]) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from prometheus_client import Counter, Histogram
 
 from edge_agent.bundled_models import BundledModels
+from edge_agent.result_cache import ResultCache
 from edge_agent.work_queue import Priority, WorkQueue
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.settings import InferenceSettings
@@ -45,10 +46,12 @@ class Given:
     Attributes:
         kind: Which models take it.
         decode: Makes the array; called on a worker's thread.
+        content: The file it is made of, by which an answer is known again; None: it is not kept.
     """
 
     kind: InputKind
     decode: Callable[[], NDArray[Any]]
+    content: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Inference:
     device: str
     predictions: list[Prediction]
     latency_ms: float
+    cached: bool = False
 
 
 class Slots:
@@ -116,6 +120,7 @@ class InferenceService:
         self.slots = slots
         self.settings = settings
         self.bundled = BundledModels(settings)
+        self._results = ResultCache(settings.result_cache_entries)
         self.frames = self.requests = 0
         self.first_result_at: datetime | None = None
         self._frame_ms: deque[float] = deque(maxlen=_KEPT_LATENCIES)
@@ -164,8 +169,13 @@ class InferenceService:
                 remedy="name another model or type",
                 code="wrong_input_kind",
             )
-        found = await self._run(given.decode, model, priority, deadline)
+        key = await self._results.key(model, given.content)
+        known = self._results.get(key)
         self.requests += 1
+        if known is not None:
+            return _inference(model, known, 0.0, cached=True)
+        found = await self._run(given.decode, model, priority, deadline)
+        self._results.put(key, found.predictions)
         self._request_ms.append(found.latency_ms)
         self._note_first()
         return found
@@ -230,9 +240,14 @@ def _infer(decode: Callable[[], NDArray[Any]], model: ServedModel) -> Inference:
         seconds = time.perf_counter() - started
         REQUESTS.labels(model.name, model.device, outcome).inc()
         DURATION.labels(model.name).observe(seconds)
+    return _inference(model, predictions, seconds)
+
+
+def _inference(model: ServedModel, predictions: list[Prediction], seconds: float, cached: bool = False) -> Inference:
     return Inference(
-        model.name, model.version, model.digest, model.model_type, model.device, predictions, round(seconds * 1000, 3)
-    )
+        model.name, model.version, model.digest, model.model_type, model.device, predictions,
+        round(seconds * 1000, 3), cached,
+    )  # fmt: skip
 
 
 def _describe(model: ServedModel, since: datetime | None) -> dict[str, Any]:

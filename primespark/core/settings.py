@@ -44,6 +44,7 @@ class InferenceSettings(Section):
     threads: Annotated[int, Field(gt=0, le=64)] = 1
     minimum_score: Annotated[float, Field(ge=0, le=1)] = 0.4
     loaded_bundled_models: Annotated[int, Field(gt=0, le=16)] = 2
+    result_cache_entries: Annotated[int, Field(ge=0, le=100_000)] = 1000
     max_image_pixels: PositiveInt = 25_000_000
     max_audio_s: Annotated[float, Field(gt=0, le=3600)] = 300
     max_body_bytes: PositiveInt = 20 * 1024 * 1024

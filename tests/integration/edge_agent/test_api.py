@@ -80,6 +80,8 @@ async def test_an_image_is_answered_with_predictions(client: httpx2.AsyncClient)
         json={"image": base64.b64encode(COFFEE).decode(), "model_type": "object_detection", "model": "coco-ssd"},
     )
     assert as_json.json()["predictions"] == body["predictions"]
+    # The same file and model: known, whichever way it came.
+    assert (as_json.json()["cached"], as_json.json()["latency_ms"]) == (True, 0)
     stats = (await client.get("/api/v1/inference/stats")).json()
     assert (stats["frames"], stats["requests"]) == (0, 2)
     assert stats["first_result_at"]
