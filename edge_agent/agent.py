@@ -35,7 +35,7 @@ from primespark.core.paths import private_directory
 from primespark.core.settings import Settings
 from primespark.core.web import create_app, serve
 from primespark.errors import PrimeSparkError
-from primespark.inference.models import ServedModel
+from primespark.inference.models import DETECTOR, ServedModel
 
 # A gate takes 16 MiB; a batch of this size is sent in seconds over a slow link.
 _BATCH_BYTES = 4 * 1024 * 1024
@@ -43,13 +43,13 @@ _BATCH_BYTES = 4 * 1024 * 1024
 log = get_logger(__name__)
 
 
-async def serve_device(settings: Settings, folder: Path, detector: Future[ServedModel]) -> None:
+async def serve_device(settings: Settings, folder: Path, detector: Future[ServedModel | None]) -> None:
     """Run a device until a signal.
 
     Args:
         settings: Of the device.
         folder: Its state.
-        detector: The bundled detector, loading.
+        detector: The bundled detector, loading; None comes of it where nothing is captured.
     """
     database = Database(folder / "queue.db")
     try:
@@ -71,7 +71,7 @@ class _Agent:
     deployer: ModelDeployer
     engine: SyncEngine | None
     gate: Any
-    detector: Future[ServedModel]
+    detector: Future[ServedModel | None]
 
     async def run(self) -> None:
         """Serve, look, measure and synchronise until a signal; then stop them all."""
@@ -109,17 +109,21 @@ class _Agent:
         except PrimeSparkError as error:
             log.error("detector_not_loaded", code=error.code, cause=error.message, remedy=error.remedy)
             return
+        if model is None:
+            return
         self.service.slots.put(model)
         if self.sight.capture is not None:
             await self.sight.capture.run(model)
 
 
-async def _build(settings: Settings, folder: Path, database: Database, detector: Future[ServedModel]) -> _Agent:
+async def _build(settings: Settings, folder: Path, database: Database, detector: Future[ServedModel | None]) -> _Agent:
     edge = settings.edge
     files = CredentialFiles(folder, edge)
     queue = OfflineQueue(database, edge.offline)
     documents = Documents(database, edge.device_id)
-    service = InferenceService(Slots(), edge.inference)
+    # Cameras need it from the first frame on; without any it is loaded as the others are.
+    loaded_at_start = frozenset({DETECTOR} if settings.features.capture else ())
+    service = InferenceService(Slots(), edge.inference, loaded_at_start)
     language = LanguageService(edge.language)
     telemetry = Telemetry(edge.telemetry, queue) if settings.features.telemetry else None
     if telemetry is not None and edge.telemetry.replay_recording and files.current is None:
@@ -162,7 +166,7 @@ def _build_app(
     folder: Path,
     database: Database,
     device: Device,
-    detector: Future[ServedModel],
+    detector: Future[ServedModel | None],
     sight: CaptureParts,
 ) -> FastAPI:
     async def readiness() -> dict[str, str]:

@@ -19,18 +19,20 @@ class BundledModels:
 
     Args:
         settings: Threads, scores, and how many.
+        elsewhere: Those that are loaded by somebody else.
     """
 
-    def __init__(self, settings: InferenceSettings) -> None:
+    def __init__(self, settings: InferenceSettings, elsewhere: frozenset[str] = frozenset()) -> None:
         self._settings = settings
+        self._elsewhere = elsewhere
         self._loaded: OrderedDict[str, ServedModel] = OrderedDict()
         self._loading: dict[str, asyncio.Task[ServedModel]] = {}
 
-    @staticmethod
-    def find(name: str | None, model_type: str | None) -> str | None:
+    def find(self, name: str | None, model_type: str | None) -> str | None:
         """Name of the bundled model of this name or else of this type."""
         for model in catalog.BUNDLED:
-            if model.name == name or (name is None and model.model_type == model_type):
+            is_wanted = model.name == name or (name is None and model.model_type == model_type)
+            if is_wanted and model.name not in self._elsewhere:
                 return model.name
         return None
 

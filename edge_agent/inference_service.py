@@ -114,12 +114,15 @@ class InferenceService:
     Args:
         slots: Models in service.
         settings: Limits.
+        elsewhere: Bundled models that somebody else puts into the slots; the others are loaded when first asked for.
     """
 
-    def __init__(self, slots: Slots, settings: InferenceSettings) -> None:
+    def __init__(
+        self, slots: Slots, settings: InferenceSettings, elsewhere: frozenset[str] = frozenset({DETECTOR})
+    ) -> None:
         self.slots = slots
         self.settings = settings
-        self.bundled = BundledModels(settings)
+        self.bundled = BundledModels(settings, elsewhere)
         self._results = ResultCache(settings.result_cache_entries)
         self.frames = self.requests = 0
         self.first_result_at: datetime | None = None
@@ -200,7 +203,7 @@ class InferenceService:
         model = self.slots.find(name, model_type)
         if model is None:
             bundled = self.bundled.find(name, model_type)
-            if bundled is None or bundled == DETECTOR:
+            if bundled is None:
                 raise self._unknown(name, model_type)
             model = await self.bundled.get(bundled)
         if model_type is not None and model.model_type != model_type:

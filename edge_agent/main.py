@@ -54,8 +54,12 @@ def _only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def _load_detector(settings: Settings) -> Future[ServedModel]:
-    loading: Future[ServedModel] = Future()
+def _load_detector(settings: Settings) -> Future[ServedModel | None]:
+    """The detector for the cameras; without any, none, and it is loaded when it is first asked for."""
+    loading: Future[ServedModel | None] = Future()
+    if not settings.features.capture:
+        loading.set_result(None)
+        return loading
 
     def load() -> None:
         try:

@@ -12,6 +12,7 @@ import wave
 import zlib
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +37,49 @@ RECORDS = "/api/v1/records/configurations"
 
 
 @pytest.fixture(scope="module")
-def detector() -> Future[ServedModel]:
-    loaded: Future[ServedModel] = Future()
+def detector() -> Future[ServedModel | None]:
+    loaded: Future[ServedModel | None] = Future()
     loaded.set_result(load_bundled(DETECTOR, 1, 0.4))
     return loaded
 
 
-@pytest.fixture
-async def client(tmp_path: Path, detector: Future[ServedModel]) -> AsyncIterator[httpx2.AsyncClient]:
-    settings = load_settings(overrides={"edge": {"inference": {"max_body_bytes": 1_000_000, "max_audio_s": 60}}})
-    database = Database(tmp_path / "queue.db")
-    agent = await _build(settings, tmp_path, database, detector)
-    agent.service.slots.put(detector.result())
+@asynccontextmanager
+async def asked(
+    folder: Path, detector: Future[ServedModel | None], **features: bool
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of a device that is not started, so nothing runs but what it is asked."""
+    limits = {"max_body_bytes": 1_000_000, "max_audio_s": 60}
+    settings = load_settings(overrides={"edge": {"inference": limits}, "features": features})
+    database = Database(folder / "queue.db")
+    agent = await _build(settings, folder, database, detector)
+    model = detector.result()
+    if model is not None:
+        agent.service.slots.put(model)
     agent.app.state.database = database
     transport = httpx2.ASGITransport(app=agent.app)
-    key = await asyncio.to_thread((tmp_path / "local.key").read_text)
+    key = await asyncio.to_thread((folder / "local.key").read_text)
     async with httpx2.AsyncClient(
         transport=transport, base_url="http://edge", headers={"Authorization": f"Bearer {key}"}
     ) as client:
         yield client
     agent.service.close()
     database.close()
+
+
+@pytest.fixture
+async def client(tmp_path: Path, detector: Future[ServedModel | None]) -> AsyncIterator[httpx2.AsyncClient]:
+    async with asked(tmp_path, detector) as client:
+        yield client
+
+
+async def test_without_cameras_the_detector_is_loaded_when_it_is_first_asked_for(tmp_path: Path) -> None:
+    none: Future[ServedModel | None] = Future()
+    none.set_result(None)
+    async with asked(tmp_path, none, capture=False) as client:
+        assert (await client.get("/api/v1/inference/stats")).json()["models"] == {}
+        answer = await infer(client, COFFEE)
+        assert answer.json()["predictions"][0]["label"] == "cup"
+        assert list((await client.get("/api/v1/inference/stats")).json()["models"]) == ["coco-ssd"]
 
 
 async def infer(
