@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from edge_agent import api, cache_api, capture_api, openai_api, records_api
+from edge_agent import api, cache_api, capture_api, openai_api, preprocess_api, records_api
 from edge_agent.api import Device
 from edge_agent.cache.build import build_cache, running
 from edge_agent.capture import Capture, Witness
@@ -27,6 +27,7 @@ from edge_agent.labelled_folder import LabelledFolder
 from edge_agent.language_service import LanguageService
 from edge_agent.model_deployer import ModelDeployer
 from edge_agent.outgoing import Outgoing
+from edge_agent.preprocessing import AudioPreprocessor, EdgePreprocessingPipeline, ImagePreprocessor
 from edge_agent.queue import OfflineQueue
 from edge_agent.sync_engine import SyncEngine
 from edge_agent.telemetry import Telemetry
@@ -87,6 +88,7 @@ class _Agent:
                 await self.gate.aclose()
             await asyncio.to_thread(self.language.close)
             await asyncio.to_thread(self.service.close)
+            await asyncio.to_thread(self.app.state.preprocessing.close)
 
     def _loops(self) -> dict[str, Coroutine[Any, Any, Any]]:
         loops: dict[str, Coroutine[Any, Any, Any]] = {
@@ -202,7 +204,14 @@ def _build_app(
     app = create_app(
         title="primespark-edge",
         authenticate=LocalKey(folder).authenticate,
-        routers=[api.router, cache_api.router, capture_api.router, records_api.router, openai_api.router],
+        routers=[
+            api.router,
+            cache_api.router,
+            capture_api.router,
+            openai_api.router,
+            preprocess_api.router,
+            records_api.router,
+        ],
         readiness=readiness,
         summary=summary,
         max_body_bytes=settings.edge.inference.max_body_bytes,
@@ -212,6 +221,10 @@ def _build_app(
     app.state.device = device
     app.state.capture_parts = sight
     app.state.cache = cache
+    limits = settings.edge.inference
+    app.state.preprocessing = EdgePreprocessingPipeline(
+        ImagePreprocessor(limits.max_image_pixels), AudioPreprocessor(limits.max_audio_s)
+    )
     return app
 
 

@@ -39,7 +39,7 @@ class GlobalSettings(Section):
 
 
 class InferenceSettings(Section):
-    """ONNX Runtime on the device."""
+    """ONNX Runtime on the device, and what it takes."""
 
     threads: Annotated[int, Field(gt=0, le=64)] = 1
     minimum_score: Annotated[float, Field(ge=0, le=1)] = 0.4

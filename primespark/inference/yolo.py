@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from primespark.errors import IntegrityError
 from primespark.inference.detection import MAX_CANDIDATES, MAXIMUM_OVERLAP, Candidate, non_maximum_suppression
 from primespark.inference.engine import InferenceEngine, try_model
-from primespark.inference.letterbox import Letterbox, to_nchw
+from primespark.inference.letterbox import Letterbox
 from primespark.inference.predictions import Detection
 
 _DEFAULT_SIDE = 640
@@ -37,16 +37,15 @@ class YoloDetector:
         self._minimum_score = minimum_score
         self._input = engine.input_names[0]
         self._height, self._width = (size or _DEFAULT_SIDE for size in engine.input_shapes[0][2:])
-        outputs = try_model(engine, {self._input: self._tensor()}, _FORM)
+        nothing = np.zeros((1, 3, self._height, self._width), dtype=np.float32)
+        outputs = try_model(engine, {self._input: nothing}, _FORM)
         if [output.shape[:2] for output in outputs] != [(1, _BOX_NUMBERS + len(labels))]:
             raise _other_form(f"{len(labels)} labels, outputs {[output.shape for output in outputs]}")
 
     def __call__(self, image: NDArray[np.uint8]) -> list[Detection]:
         """The surest first."""
         letterbox = Letterbox(image.shape[1], image.shape[0], self._width, self._height)
-        tensor = self._tensor()
-        to_nchw(letterbox.apply(image), out=tensor[0])
-        (output,) = self._engine.run({self._input: tensor})
+        (output,) = self._engine.run({self._input: letterbox.apply_nchw(image)[np.newaxis]})
         kept = non_maximum_suppression(yolo_candidates(output[0], self._minimum_score), MAXIMUM_OVERLAP)
         if not kept:
             return []
@@ -61,9 +60,6 @@ class YoloDetector:
             }
             for one, box in zip(kept, boxes, strict=True)
         ]
-
-    def _tensor(self) -> NDArray[np.float32]:
-        return np.zeros((1, 3, self._height, self._width), dtype=np.float32)
 
 
 def yolo_candidates(output: NDArray[np.float32], minimum_score: float) -> list[Candidate]:

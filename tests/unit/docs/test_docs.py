@@ -11,7 +11,7 @@ import pytest
 import typer
 from fastapi.routing import APIRoute
 
-from edge_agent import api, cache_api, capture_api, openai_api, records_api
+from edge_agent import api, cache_api, capture_api, openai_api, preprocess_api, records_api
 from edge_agent.capture.configured import configured_sources
 from primespark.cli.main import app
 from primespark.cloud import gate, people
@@ -95,8 +95,8 @@ def test_every_command_is_explained() -> None:
 
 def _routes() -> Iterator[str]:
     routers = (
-        api.router, cache_api.router, capture_api.router, openai_api.router, records_api.router, gate.router,
-        people.router,
+        api.router, cache_api.router, capture_api.router, openai_api.router, preprocess_api.router, records_api.router,
+        gate.router, people.router,
     )  # fmt: skip
     for router in routers:
         for route in router.routes:

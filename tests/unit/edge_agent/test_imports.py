@@ -5,7 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 
-FORBIDDEN = ("dagster", "mlflow", "sqlalchemy", "psycopg2", "pandas", "sklearn", "skimage", "scipy", "cv2", "faust")
+FORBIDDEN = (
+    "dagster",
+    "mlflow",
+    "sqlalchemy",
+    "psycopg2",
+    "pandas",
+    "sklearn",
+    "skimage",
+    "scipy",
+    "cv2",
+    "soundfile",
+    "soxr",
+    "faust",
+)
 
 
 def test_the_device_service_imports_nothing_of_the_cloud() -> None:

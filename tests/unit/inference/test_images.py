@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from primespark.errors import InvalidInputError
+from primespark.inference import images
 from primespark.inference.images import decode_image
 from tests.unit.inference.files import encode, jpeg_header, noise, png_header, webp_header
 
@@ -24,6 +26,20 @@ PICTURE = noise(6, 9)
 PNG = encode(Image.fromarray(PICTURE))
 JPEG = encode(Image.fromarray(noise(64, 48)), "JPEG")
 WEBP = encode(Image.fromarray(noise(64, 48)), "WEBP")
+
+
+@pytest.fixture(scope="module", params=["simplejpeg", "pillow"], autouse=True)
+def decoder(request: pytest.FixtureRequest) -> Iterator[str]:
+    """All that is said of images holds with the extra `edge-cv` and without."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "pillow":
+            patch.setitem(sys.modules, "simplejpeg", None)
+        else:
+            pytest.importorskip("simplejpeg", reason="not installed: pip install 'primespark[edge-cv]'")
+        images._simplejpeg.cache_clear()
+        assert (images._simplejpeg() is None) == (request.param == "pillow")
+        yield request.param
+    images._simplejpeg.cache_clear()
 
 
 def refusal(data: bytes, max_pixels: int = LIMIT) -> InvalidInputError:
@@ -187,12 +203,47 @@ def test_an_image_is_turned_as_its_camera_was_held(orientation: int, kind: str) 
     np.testing.assert_array_equal(decode_image(data, LIMIT), TURNS[orientation](PICTURE))
 
 
-def test_a_jpeg_is_turned_too() -> None:
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_jpeg_is_turned_too(orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     image = Image.fromarray(noise(64, 48))
     turned = decode_image(encode(image, "JPEG", exif=exif), LIMIT)
-    np.testing.assert_array_equal(turned, np.rot90(decode_image(encode(image, "JPEG"), LIMIT), -1))
+    assert turned.flags.c_contiguous
+    assert not turned.flags.writeable
+    np.testing.assert_array_equal(turned, TURNS[orientation](decode_image(encode(image, "JPEG"), LIMIT)))
+
+
+JPEG_OPTIONS: list[dict[str, object]] = [
+    {"quality": 90},
+    {"quality": 40, "subsampling": 2},
+    {"quality": 95, "subsampling": 0},
+    {"quality": 90, "progressive": True},
+    {"quality": 90, "restart_marker_rows": 1},
+]
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS, ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_has_the_pixels_that_pillow_sees(mode: str, options: dict[str, object]) -> None:
+    smooth = Image.fromarray(noise(9, 13)).resize((333, 211), Image.Resampling.BICUBIC).convert(mode)
+    data = encode(smooth, "JPEG", **options)
+    np.testing.assert_array_equal(decode_image(data, LIMIT), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_of_a_telephone_s_two_pictures_the_first_is_seen() -> None:
+    first, second = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+    data = encode(first, "MPO", save_all=True, append_images=[second], quality=95)
+    np.testing.assert_allclose(decode_image(data, LIMIT), np.full((32, 32, 3), (255, 0, 0)), atol=3)
+
+
+def test_a_jpeg_with_two_sizes_is_refused() -> None:
+    # A second frame header, which says 8 x 8, behind the first.
+    place = JPEG.index(b"\xff\xc0")
+    length = int.from_bytes(JPEG[place + 2 : place + 4], "big") + 2
+    second = bytearray(JPEG[place : place + length])
+    second[5:9] = bytes((0, 8, 0, 8))
+    assert refusal(JPEG[: place + length] + bytes(second) + JPEG[place + length :]).code == "undecodable_image"
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
