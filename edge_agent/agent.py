@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from edge_agent import api, cache_api, capture_api, openai_api, preprocess_api, records_api
+from edge_agent import api, cache_api, capture_api, openai_api, preprocess_api, records_api, service_manager
 from edge_agent.api import Device
 from edge_agent.cache.build import build_cache, running
 from edge_agent.capture import Capture, Witness
@@ -63,6 +63,7 @@ async def serve_device(settings: Settings, folder: Path, detector: Future[Served
 @dataclass(frozen=True, slots=True)
 class _Agent:
     settings: Settings
+    database: Database
     app: FastAPI
     service: InferenceService
     language: LanguageService
@@ -81,6 +82,7 @@ class _Agent:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(loop, name=name) for name, loop in self._loops().items()]
                 await serve(self.app, edge.host, edge.port, on_stop=self.sight.broadcast.close)
+                service_manager.tell("STOPPING=1")
                 for task in tasks:
                     task.cancel()
         finally:
@@ -95,6 +97,7 @@ class _Agent:
             "detector": self._begin_looking(),
             "models": self.deployer.run(),
             "pictures": self.sight.witness.expire_forever(),
+            "watchdog": service_manager.keep_alive(self.database.answers),
         }
         if self.telemetry is not None:
             loops["telemetry"] = self.telemetry.run()
@@ -147,7 +150,9 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     labelled = LabelledFolder(edge.capture.labelled_folder, queue) if edge.capture.labelled_folder else None
     device = Device(edge.device_id, service, language, queue, documents, engine)
     app = _build_app(settings, folder, database, device, detector, sight)
-    return _Agent(settings, app, service, language, telemetry, sight, labelled, deployer, engine, gate, detector)
+    return _Agent(
+        settings, database, app, service, language, telemetry, sight, labelled, deployer, engine, gate, detector
+    )
 
 
 def _capture_parts(settings: Settings, folder: Path, service: InferenceService, queue: OfflineQueue) -> CaptureParts:
@@ -198,6 +203,7 @@ def _build_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # The address is bound by now.
         log.info("listening", url=_url(edge.host, edge.port))
+        service_manager.tell("READY=1")
         async with running(cache):
             yield
 

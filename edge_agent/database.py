@@ -72,6 +72,14 @@ class Database:
         """`submit`, awaited."""
         return await asyncio.wrap_future(self.submit(job))
 
+    async def answers(self) -> None:
+        """Come back once the thread of the file has done what was asked before.
+
+        Raises:
+            PrimeSparkError: As any job's.
+        """
+        await self.run(lambda _: None)
+
     def watch(self, watcher: Callable[[sqlite3.Connection], None]) -> None:
         """Call `watcher` on the database's thread: now, and after each commit."""
 
