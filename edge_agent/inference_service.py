@@ -16,7 +16,7 @@ from prometheus_client import Counter, Histogram
 
 from edge_agent.bundled_models import BundledModels
 from edge_agent.result_cache import ResultCache
-from edge_agent.work_queue import Priority, WorkQueue
+from edge_agent.work_queue import Priority, WorkQueue, by_deadline
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.settings import InferenceSettings
 from primespark.errors import InvalidInputError, NotFoundError
@@ -165,7 +165,8 @@ class InferenceService:
             InvalidInputError: Code `wrong_model_type` or `wrong_input_kind`, or what is given is not sound.
             OverloadedError: Code `inference_busy`: too many wait.
         """
-        model = await self._model(name, model_type or (DEFAULT_MODEL_TYPES[given.kind] if name is None else None))
+        wanted = model_type or (DEFAULT_MODEL_TYPES[given.kind] if name is None else None)
+        model = await by_deadline(self._model(name, wanted), deadline)
         if model.input_kind is not given.kind:
             raise InvalidInputError(
                 f"{model.name} takes {model.input_kind}, not {given.kind}",

@@ -8,7 +8,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -97,13 +97,8 @@ class WorkQueue:
             heapq.heappush(self._heap, entry)
             self._changed.notify()
         try:
-            async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
-                answer: Answer = await entry.future
-                return answer
-        except TimeoutError:
-            if not entry.future.cancelled():
-                raise  # the job's own
-            raise _late() from None
+            answer: Answer = await by_deadline(entry.future, deadline)
+            return answer
         finally:
             self._forget(entry)
 
@@ -148,6 +143,26 @@ class WorkQueue:
             with self._changed:
                 self._unfinished -= 1
             _settle(entry, answer, fault)
+
+
+async def by_deadline(work: Awaitable[Answer], deadline: float | None) -> Answer:
+    """What `work` returns or raises.
+
+    Args:
+        work: Cancelled at the deadline.
+        deadline: In `time.monotonic()` seconds.
+
+    Raises:
+        DeadlineExceededError: No answer by then.
+    """
+    scope = asyncio.timeout(None if deadline is None else deadline - time.monotonic())
+    try:
+        async with scope:
+            return await work
+    except TimeoutError:
+        if not scope.expired():
+            raise  # the work's own
+        raise _late() from None
 
 
 def _settle(entry: _Entry, answer: Any, fault: BaseException | None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from edge_agent.inference_manager import EdgeInferenceManager, InferenceRequest,
 from primespark.core.settings import InferenceSettings
 from primespark.errors import DeadlineExceededError, InvalidInputError
 from primespark.inference.images import decode_image
+from primespark.inference.models import ServedModel, load_bundled
 from primespark.inference.samples import sample_images
 
 
@@ -78,3 +81,24 @@ async def test_a_deadline_is_kept(manager: EdgeInferenceManager, image_array: ND
     )
     with pytest.raises(DeadlineExceededError):
         await manager.infer(request)
+
+
+async def test_a_deadline_is_kept_while_the_model_is_loaded(
+    manager: EdgeInferenceManager, image_array: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The load goes on for whoever comes next; the one who could not wait is told at the deadline."""
+    may_load = threading.Event()
+
+    def slow(*limits: Any) -> ServedModel:
+        assert may_load.wait(20)
+        return load_bundled(*limits)
+
+    monkeypatch.setattr("edge_agent.bundled_models.load_bundled", slow)
+    urgent = InferenceRequest(
+        model_name="movenet-lightning", model_type=ModelType.POSE, input_data=image_array, deadline_ms=20
+    )
+    with pytest.raises(DeadlineExceededError):
+        await manager.infer(urgent)
+    may_load.set()
+    patient = InferenceRequest(model_name="movenet-lightning", model_type=ModelType.POSE, input_data=image_array)
+    assert (await manager.infer(patient)).predictions

@@ -151,3 +151,22 @@ async def test_the_end_lets_finish_what_runs_and_tells_what_waits() -> None:
     with pytest.raises(UnavailableError):
         await queue.run(lambda: "never")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("test-")]
+
+
+async def test_an_answer_that_comes_at_the_deadline_is_either_given_or_told_late(queue: WorkQueue) -> None:
+    """The moment in which both are true is a matter of one turn of the event loop; a thousand tries meet it."""
+    outcomes = set()
+    for _ in range(1000):
+        deadline = time.monotonic() + 0.0005
+
+        def job(deadline: float = deadline) -> str:
+            while time.monotonic() < deadline:
+                pass
+            return "answer"
+
+        try:
+            outcomes.add(await queue.run(job, deadline=deadline))
+        except DeadlineExceededError as error:
+            outcomes.add(error.code)
+    assert outcomes <= {"answer", "deadline_exceeded"}
+    assert queue.depth <= 1
