@@ -6,6 +6,7 @@ Each keeps `weight <= capacity` after every call; none knows of time, threads or
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
@@ -64,7 +65,7 @@ class Node(Generic[Value]):
         self.mark: float = 0
 
 
-class _Bounded(Generic[Value]):
+class _Bounded(ABC, Generic[Value]):
     """What the four share: the entries, their weight, and room made before one is added."""
 
     def __init__(self, capacity: int) -> None:
@@ -107,17 +108,17 @@ class _Bounded(Generic[Value]):
         self._forget(key, node)
         return node.value
 
+    @abstractmethod
     def _place(self, key: str, node: Node[Value], known: Node[Value] | None, expires_at: float) -> None:
         """Note a new entry, or one that replaces `known`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _forget(self, key: str, node: Node[Value]) -> None:
         """Drop the notes of an entry."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _choose(self) -> str:
         """The key to let go, its notes dropped; only asked while there are entries."""
-        raise NotImplementedError
 
 
 class LruMap(_Bounded[Value]):

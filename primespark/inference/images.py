@@ -1,7 +1,7 @@
 """Image files into arrays: three formats, bounded by what their header says before a pixel is decoded.
 
 Pillow reads every header, and the pixels of all but one kind: JPEG is decoded by simplejpeg where it is installed (the
-extra `edge-cv`), in half the time and to the same pixels. OpenCV decodes none: it takes damaged files for sound ones.
+extra `edge-cv`), in half the time and to the same pixels. OpenCV decodes none: for JPEG it is slower.
 """
 
 from __future__ import annotations
