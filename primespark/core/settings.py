@@ -71,7 +71,7 @@ class OfflineSettings(Section):
 class TelemetrySettings(Section):
     """The device's own measurements."""
 
-    interval_s: Seconds = 5.0
+    interval_s: Seconds = 10.0
     replay_recording: bool = False
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # A tick costs 0.15 s of processor time in code server and daemon, whatever it finds. So one that finds nothing stays
 # long, well inside the minute after which Dagster's call to the code server fails; and while devices push all the time,
 # what they push is gathered.
-LONG_POLL_S = 25.0
-_GATHER_S = 15
+LONG_POLL_S = 50.0
+_GATHER_S = 30
 _MAX_LOG_ROWS_PER_TICK = 10_000
 _MAX_DEVICES_NAMED = 100
 

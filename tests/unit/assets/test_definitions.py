@@ -69,7 +69,7 @@ def test_what_starts_by_itself_does() -> None:
         ("edge_batches", "new_labels", "promoted_model"), dg.DefaultSensorStatus.RUNNING
     )
     assert {sensor.name: sensor.minimum_interval_seconds for sensor in repository.sensor_defs} == {
-        "edge_batches": 15, "new_labels": 1, "promoted_model": 1
+        "edge_batches": 30, "new_labels": 1, "promoted_model": 1
     }  # fmt: skip
     assert {schedule.name: schedule.default_status for schedule in repository.schedule_defs} == {
         "hourly_rollup_schedule": dg.DefaultScheduleStatus.RUNNING
