@@ -36,7 +36,7 @@ from primespark.core.paths import private_directory
 from primespark.core.settings import Settings
 from primespark.core.web import create_app, serve
 from primespark.errors import PrimeSparkError
-from primespark.inference.models import DETECTOR, ServedModel
+from primespark.inference.models import DETECTOR, Model
 
 # A gate takes 16 MiB; a batch of this size is sent in seconds over a slow link.
 _BATCH_BYTES = 4 * 1024 * 1024
@@ -44,7 +44,7 @@ _BATCH_BYTES = 4 * 1024 * 1024
 log = get_logger(__name__)
 
 
-async def serve_device(settings: Settings, folder: Path, detector: Future[ServedModel | None]) -> None:
+async def serve_device(settings: Settings, folder: Path, detector: Future[Model | None]) -> None:
     """Run a device until a signal.
 
     Args:
@@ -73,7 +73,7 @@ class _Agent:
     deployer: ModelDeployer
     engine: SyncEngine | None
     gate: Any
-    detector: Future[ServedModel | None]
+    detector: Future[Model | None]
 
     async def run(self) -> None:
         """Serve, look, measure and synchronise until a signal; then stop them all."""
@@ -121,7 +121,7 @@ class _Agent:
             await self.sight.capture.run(model)
 
 
-async def _build(settings: Settings, folder: Path, database: Database, detector: Future[ServedModel | None]) -> _Agent:
+async def _build(settings: Settings, folder: Path, database: Database, detector: Future[Model | None]) -> _Agent:
     edge = settings.edge
     files = CredentialFiles(folder, edge)
     queue = OfflineQueue(database, edge.offline)
@@ -173,7 +173,7 @@ def _build_app(
     folder: Path,
     database: Database,
     device: Device,
-    detector: Future[ServedModel | None],
+    detector: Future[Model | None],
     sight: CaptureParts,
 ) -> FastAPI:
     async def readiness() -> dict[str, str]:

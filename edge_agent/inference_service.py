@@ -22,7 +22,7 @@ from primespark.core.settings import InferenceSettings
 from primespark.errors import InvalidInputError, NotFoundError
 from primespark.inference import catalog
 from primespark.inference.catalog import ModelType
-from primespark.inference.models import DETECTOR, InputKind, ServedModel
+from primespark.inference.models import DETECTOR, InputKind, Model, ServedModel
 from primespark.inference.predictions import Prediction
 
 DEFAULT_MODEL_TYPES = {
@@ -58,13 +58,13 @@ class Given:
 class Slot:
     """A model in service."""
 
-    model: ServedModel
+    model: Model
     since: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """What a model answered."""
+    """What a model answered; name, version, digest and device are of the variant that did."""
 
     model: str
     model_version: int
@@ -82,7 +82,7 @@ class Slots:
     def __init__(self) -> None:
         self._by_name: dict[str, Slot] = {}
 
-    def put(self, model: ServedModel) -> Slot:
+    def put(self, model: Model) -> Slot:
         """Serve `model` under its name from now on."""
         slot = Slot(model, utc_now())
         self._by_name = {**self._by_name, model.name: slot}
@@ -100,7 +100,7 @@ class Slots:
         """All, by name."""
         return sorted(self._by_name.items())
 
-    def find(self, name: str | None, model_type: str | None) -> ServedModel | None:
+    def find(self, name: str | None, model_type: str | None) -> Model | None:
         """The model of this name, else the live one of this type."""
         if name is not None:
             slot = self._by_name.get(name)
@@ -134,7 +134,7 @@ class InferenceService:
         """Let what runs finish; start nothing more."""
         self._work.close()
 
-    async def see(self, image: Callable[[], NDArray[np.uint8]], model: ServedModel) -> Inference:
+    async def see(self, image: Callable[[], NDArray[np.uint8]], model: Model) -> Inference:
         """Inference on a frame of a camera."""
         found = await self._run(image, model)
         self.frames += 1
@@ -173,13 +173,14 @@ class InferenceService:
                 remedy="name another model or type",
                 code="wrong_input_kind",
             )
-        key = await self._results.key(model, given.content)
-        known = self._results.get(key)
+        key = await self._results.key(given.content)
+        current = model.current
+        known = self._results.get(current.digest, key)
         self.requests += 1
         if known is not None:
-            return _inference(model, known, 0.0, cached=True)
+            return _inference(current, known, 0.0, cached=True)
         found = await self._run(given.decode, model, priority, deadline)
-        self._results.put(key, found.predictions)
+        self._results.put(found.model_digest, key, found.predictions)
         self._request_ms.append(found.latency_ms)
         self._note_first()
         return found
@@ -200,7 +201,7 @@ class InferenceService:
             },
         }
 
-    async def _model(self, name: str | None, model_type: str | None) -> ServedModel:
+    async def _model(self, name: str | None, model_type: str | None) -> Model:
         model = self.slots.find(name, model_type)
         if model is None:
             bundled = self.bundled.find(name, model_type)
@@ -227,24 +228,24 @@ class InferenceService:
     async def _run(
         self,
         decode: Callable[[], NDArray[Any]],
-        model: ServedModel,
+        model: Model,
         priority: Priority = Priority.NORMAL,
         deadline: float | None = None,
     ) -> Inference:
         return await self._work.run(partial(_infer, decode, model), priority, deadline)
 
 
-def _infer(decode: Callable[[], NDArray[Any]], model: ServedModel) -> Inference:
+def _infer(decode: Callable[[], NDArray[Any]], model: Model) -> Inference:
     started = time.perf_counter()
-    outcome = "failed"
+    outcome, by = "failed", model.current
     try:
-        predictions = model.predict(decode())
-        outcome = "ok"
+        answered = model.answered(decode())
+        outcome, by = "ok", answered.by
     finally:
         seconds = time.perf_counter() - started
-        REQUESTS.labels(model.name, model.device, outcome).inc()
-        DURATION.labels(model.name).observe(seconds)
-    return _inference(model, predictions, seconds)
+        REQUESTS.labels(by.name, by.device, outcome).inc()
+        DURATION.labels(by.name).observe(seconds)
+    return _inference(by, answered.predictions, seconds)
 
 
 def _inference(model: ServedModel, predictions: list[Prediction], seconds: float, cached: bool = False) -> Inference:
@@ -254,8 +255,9 @@ def _inference(model: ServedModel, predictions: list[Prediction], seconds: float
     )  # fmt: skip
 
 
-def _describe(model: ServedModel, since: datetime | None) -> dict[str, Any]:
+def _describe(model: Model, since: datetime | None) -> dict[str, Any]:
+    current = model.current
     return {
-        "version": model.version, "digest": model.digest, "since": to_rfc3339(since) if since else None,
-        "model_type": model.model_type, "device": model.device,
+        "version": current.version, "digest": current.digest, "since": to_rfc3339(since) if since else None,
+        "model_type": model.model_type, "device": current.device,
     }  # fmt: skip

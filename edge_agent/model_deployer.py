@@ -254,7 +254,8 @@ class ModelDeployer:
         slot = self._slots.get(name)
         running: dict[str, Any] = {"version": None, "digest": None, "since": None}
         if slot is not None and name != DETECTOR:
-            running = {"version": slot.model.version, "digest": slot.model.digest, "since": to_rfc3339(slot.since)}
+            current = slot.model.current
+            running = {"version": current.version, "digest": current.digest, "since": to_rfc3339(slot.since)}
         await self._documents.patch(TWIN, {"reported": {"models": {name: {**running, "error": error}}}})
 
     async def _blob(self, sha256: str) -> bytes:

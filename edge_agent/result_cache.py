@@ -8,7 +8,6 @@ import hashlib
 from prometheus_client import Counter
 
 from edge_agent.cache.policies import LruMap
-from primespark.inference.models import ServedModel
 from primespark.inference.predictions import Prediction
 
 # Hashing more takes longer than the event loop should be held up.
@@ -29,29 +28,31 @@ class ResultCache:
     def __init__(self, entries: int) -> None:
         self._answers: LruMap[tuple[Prediction, ...]] = LruMap(entries)
 
-    async def key(self, model: ServedModel, content: bytes | None) -> str | None:
-        """What an answer is kept under: the model's digest, which stands for all before and behind it, and the file's.
-
-        None where nothing is kept.
-        """
+    async def key(self, content: bytes | None) -> str | None:
+        """What the answers to a file are kept under; None where nothing is kept."""
         if content is None or not self._answers.capacity:
             return None
         if len(content) <= _INLINE_BYTES:
-            return f"{model.digest}/{_digest(content)}"
-        return f"{model.digest}/{await asyncio.to_thread(_digest, content)}"
+            return _digest(content)
+        return await asyncio.to_thread(_digest, content)
 
-    def get(self, key: str | None) -> list[Prediction] | None:
-        """The answer kept under `key`."""
+    def get(self, model: str, key: str | None) -> list[Prediction] | None:
+        """The answer kept of a model.
+
+        Args:
+            model: Its digest, which stands for all before and behind it.
+            key: Of the file.
+        """
         if key is None:
             return None
-        found = self._answers.get(key)
+        found = self._answers.get(f"{model}/{key}")
         LOOKUPS.labels("miss" if found is None else "hit").inc()
         return None if found is None else list(found)
 
-    def put(self, key: str | None, predictions: list[Prediction]) -> None:
-        """Keep an answer."""
+    def put(self, model: str, key: str | None, predictions: list[Prediction]) -> None:
+        """Keep the answer of the model with this digest."""
         if key is not None:
-            self._answers.put(key, tuple(predictions), 1)
+            self._answers.put(f"{model}/{key}", tuple(predictions), 1)
 
 
 def _digest(content: bytes) -> str:

@@ -23,7 +23,7 @@ from primespark.core.capture_settings import CaptureSettings
 from primespark.core.clock import utc_now
 from primespark.core.logging import get_logger
 from primespark.errors import OverloadedError, PrimeSparkError
-from primespark.inference.models import ServedModel
+from primespark.inference.models import Model
 
 # Files that are not there, or have nothing, are looked at again after this time.
 _RETRY_S = 2.0
@@ -103,7 +103,7 @@ class Capture:
         for watched in self.sources.values():
             watched.enter(SourceState.STARTING)
 
-    async def run(self, detector: ServedModel) -> NoReturn:
+    async def run(self, detector: Model) -> NoReturn:
         """Look until cancelled."""
         async with asyncio.TaskGroup() as group:
             for watched in self.sources.values():
@@ -184,7 +184,7 @@ class Capture:
         watched.waiting = frame, Sight(frame.source, watched.last_frame_at, asyncio.get_running_loop().time())
         self._arrived.set()
 
-    async def _infer_forever(self, detector: ServedModel) -> NoReturn:
+    async def _infer_forever(self, detector: Model) -> NoReturn:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -193,7 +193,7 @@ class Capture:
                     (frame, sight), watched.waiting = watched.waiting, None
                     FRAMES.labels(await self._process(watched, frame, sight, detector)).inc()
 
-    async def _process(self, watched: Watched, frame: Frame, sight: Sight, detector: ServedModel) -> str:
+    async def _process(self, watched: Watched, frame: Frame, sight: Sight, detector: Model) -> str:
         look = _Look(frame, watched.source)
         try:
             found = await self._service.see(look, detector)

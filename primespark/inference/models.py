@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,9 +51,43 @@ INPUT_OF = {
 }
 
 
+class Model(Protocol):
+    """What answers under a name: one variant, or several of which one answers; safe to share between threads."""
+
+    @property
+    def name(self) -> str:
+        """Its own."""
+
+    @property
+    def model_type(self) -> ModelType:
+        """Which shape its predictions have."""
+
+    @property
+    def input_kind(self) -> InputKind:
+        """What it takes."""
+
+    @property
+    def current(self) -> ServedModel:
+        """The variant that would answer now."""
+
+    def answered(self, given: NDArray[Any]) -> Answered:
+        """Predictions for an input, see `ServedModel.predict`, and the variant that made them."""
+
+    def close(self) -> None:
+        """Release it; predictions under way end as if it were open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a model answered, and by which variant."""
+
+    predictions: list[Prediction]
+    by: ServedModel
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ServedModel:
-    """One version of a model, ready to answer; safe to share between threads.
+    """One variant of one version of a model, ready to answer; safe to share between threads.
 
     Attributes:
         digest: SHA-256 of the model's file.
@@ -79,6 +113,11 @@ class ServedModel:
         """What it takes."""
         return INPUT_OF[self.model_type]
 
+    @property
+    def current(self) -> ServedModel:
+        """Itself."""
+        return self
+
     def predict(self, given: NDArray[Any]) -> list[Prediction]:
         """Predictions in the shape of the model's type.
 
@@ -91,6 +130,10 @@ class ServedModel:
         """
         _CHECKS[self.input_kind](given)
         return list(self.answer(given))
+
+    def answered(self, given: NDArray[Any]) -> Answered:
+        """As `predict`, with this variant's name on it."""
+        return Answered(self.predict(given), self)
 
     def close(self) -> None:
         """Release the engine; predictions under way end as if it were open."""

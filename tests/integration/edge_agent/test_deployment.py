@@ -64,7 +64,7 @@ def reported(oracle: GateOracle) -> dict[str, Any]:
 
 def serves(device: Device) -> int:
     slot = device.slots.get("digits")
-    return slot.model.version if slot else 0
+    return slot.model.current.version if slot else 0
 
 
 async def test_a_version_is_served_reported_and_restored_without_the_cloud(
@@ -79,7 +79,7 @@ async def test_a_version_is_served_reported_and_restored_without_the_cloud(
         assert "error" not in reported(oracle)
         slot = device.slots.get("digits")
         assert slot is not None
-        assert slot.model.predict(decode_image(digit_png(0), 10_000))[0]["label"] == "0"
+        assert slot.model.current.predict(decode_image(digit_png(0), 10_000))[0]["label"] == "0"
     oracle.blobs.clear()
     oracle.keys.clear()
     async with running_device(tmp_path, "http://127.0.0.1:9") as device:
