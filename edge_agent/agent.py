@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from edge_agent import api, cache_api, capture_api, openai_api, preprocess_api, records_api, service_manager
+from edge_agent.accelerator import Accelerator
 from edge_agent.api import Device
 from edge_agent.cache.build import build_cache, running
 from edge_agent.capture import Capture, Witness
@@ -36,7 +37,7 @@ from primespark.core.paths import private_directory
 from primespark.core.settings import Settings
 from primespark.core.web import create_app, serve
 from primespark.errors import PrimeSparkError
-from primespark.inference.models import DETECTOR, Model
+from primespark.inference.models import DETECTOR, ServedModel
 
 # A gate takes 16 MiB; a batch of this size is sent in seconds over a slow link.
 _BATCH_BYTES = 4 * 1024 * 1024
@@ -44,7 +45,7 @@ _BATCH_BYTES = 4 * 1024 * 1024
 log = get_logger(__name__)
 
 
-async def serve_device(settings: Settings, folder: Path, detector: Future[Model | None]) -> None:
+async def serve_device(settings: Settings, folder: Path, detector: Future[ServedModel | None]) -> None:
     """Run a device until a signal.
 
     Args:
@@ -73,7 +74,8 @@ class _Agent:
     deployer: ModelDeployer
     engine: SyncEngine | None
     gate: Any
-    detector: Future[Model | None]
+    detector: Future[ServedModel | None]
+    accelerator: Accelerator
 
     async def run(self) -> None:
         """Serve, look, measure and synchronise until a signal; then stop them all."""
@@ -90,6 +92,8 @@ class _Agent:
                 await self.gate.aclose()
             await asyncio.to_thread(self.language.close)
             await asyncio.to_thread(self.service.close)
+            await asyncio.to_thread(self.service.slots.close)
+            await asyncio.to_thread(self.accelerator.close)
             await asyncio.to_thread(self.app.state.preprocessing.close)
 
     def _loops(self) -> dict[str, Coroutine[Any, Any, Any]]:
@@ -116,18 +120,23 @@ class _Agent:
             return
         if model is None:
             return
-        self.service.slots.put(model)
+        detector = self.accelerator.detector(model)
+        # First: without a name it answers for its type, the standby by its own name.
+        self.service.slots.put(detector)
+        if detector.name != model.name:
+            self.service.slots.put(model)
         if self.sight.capture is not None:
-            await self.sight.capture.run(model)
+            await self.sight.capture.run(detector)
 
 
-async def _build(settings: Settings, folder: Path, database: Database, detector: Future[Model | None]) -> _Agent:
+async def _build(settings: Settings, folder: Path, database: Database, detector: Future[ServedModel | None]) -> _Agent:
     edge = settings.edge
     files = CredentialFiles(folder, edge)
     queue = OfflineQueue(database, edge.offline)
     documents = Documents(database, edge.device_id)
     # Cameras need it from the first frame on; without any it is loaded as the others are.
-    loaded_at_start = frozenset({DETECTOR} if settings.features.capture else ())
+    is_loaded = settings.features.capture or edge.inference.accelerator.detector is not None
+    loaded_at_start = frozenset({DETECTOR} if is_loaded else ())
     service = InferenceService(Slots(), edge.inference, loaded_at_start)
     language = LanguageService(edge.language)
     telemetry = Telemetry(edge.telemetry, queue) if settings.features.telemetry else None
@@ -151,7 +160,19 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     device = Device(edge.device_id, service, language, queue, documents, engine)
     app = _build_app(settings, folder, database, device, detector, sight)
     return _Agent(
-        settings, database, app, service, language, telemetry, sight, labelled, deployer, engine, gate, detector
+        settings,
+        database,
+        app,
+        service,
+        language,
+        telemetry,
+        sight,
+        labelled,
+        deployer,
+        engine,
+        gate,
+        detector,
+        Accelerator(edge.inference),
     )
 
 
@@ -173,7 +194,7 @@ def _build_app(
     folder: Path,
     database: Database,
     device: Device,
-    detector: Future[Model | None],
+    detector: Future[ServedModel | None],
     sight: CaptureParts,
 ) -> FastAPI:
     async def readiness() -> dict[str, str]:
@@ -189,9 +210,11 @@ def _build_app(
     async def summary() -> dict[str, Any]:
         missing, state = await readiness(), device.engine.state if device.engine else None
         sources = dict(sight.capture.sources) if sight.capture else {}
+        standing_by = {name: slot.model.fault for name, slot in device.service.slots.items() if slot.model.fault}
         faults = {name: source.fault for name, source in sources.items() if source.fault}
         return {
-            "status": "degraded" if missing or faults else "healthy", "missing": missing, "sources_failed": faults,
+            "status": "degraded" if missing or faults or standing_by else "healthy", "missing": missing,
+            "sources_failed": faults, "models_standing_by": standing_by,
             "sources": {name: source.state for name, source in sources.items()},
             "device_id": device.device_id, "cloud": state.phase if state else "alone",
         }  # fmt: skip

@@ -107,6 +107,11 @@ class Slots:
             return slot.model if slot is not None else None
         return next((slot.model for slot in self._by_name.values() if slot.model.model_type == model_type), None)
 
+    def close(self) -> None:
+        """Release all models, once nobody asks them any more."""
+        for slot in self._by_name.values():
+            slot.model.close()
+
 
 class InferenceService:
     """Runs models on threads of its own.
@@ -259,5 +264,5 @@ def _describe(model: Model, since: datetime | None) -> dict[str, Any]:
     current = model.current
     return {
         "version": current.version, "digest": current.digest, "since": to_rfc3339(since) if since else None,
-        "model_type": model.model_type, "device": current.device,
+        "model_type": model.model_type, "device": current.device, "fault": model.fault,
     }  # fmt: skip

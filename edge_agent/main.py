@@ -17,7 +17,7 @@ from primespark.core.settings import Settings
 from primespark.errors import PrimeSparkError, UnavailableError
 
 if TYPE_CHECKING:
-    from primespark.inference.models import Model
+    from primespark.inference.models import ServedModel
 
 
 def run(settings: Settings) -> None:
@@ -54,10 +54,10 @@ def _only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def _load_detector(settings: Settings) -> Future[Model | None]:
-    """The detector for the cameras; without any, none, and it is loaded when it is first asked for."""
-    loading: Future[Model | None] = Future()
-    if not settings.features.capture:
+def _load_detector(settings: Settings) -> Future[ServedModel | None]:
+    """The detector for the cameras and to stand by; where neither is, none: it is loaded when it is first asked for."""
+    loading: Future[ServedModel | None] = Future()
+    if not settings.features.capture and settings.edge.inference.accelerator.detector is None:
         loading.set_result(None)
         return loading
 

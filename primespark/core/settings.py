@@ -38,8 +38,17 @@ class GlobalSettings(Section):
     log_format: Literal["auto", "console", "json"] = "auto"
 
 
+class AcceleratorSettings(Section):
+    """A Hailo-8 or Hailo-8L, and the HEF that detects in place of the bundled detector while the chip is well."""
+
+    detector: Path | None = None
+    labels: Path | None = None
+    timeout_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
+    system_root: Path = Path("/")
+
+
 class InferenceSettings(Section):
-    """ONNX Runtime on the device, and what it takes."""
+    """Models on the device, and what they take."""
 
     threads: Annotated[int, Field(gt=0, le=64)] = 1
     minimum_score: Annotated[float, Field(ge=0, le=1)] = 0.4
@@ -48,6 +57,7 @@ class InferenceSettings(Section):
     max_image_pixels: PositiveInt = 25_000_000
     max_audio_s: Annotated[float, Field(gt=0, le=3600)] = 300
     max_body_bytes: PositiveInt = 20 * 1024 * 1024
+    accelerator: AcceleratorSettings = AcceleratorSettings()
 
 
 class LanguageSettings(Section):

@@ -70,6 +70,10 @@ class Model(Protocol):
     def current(self) -> ServedModel:
         """The variant that would answer now."""
 
+    @property
+    def fault(self) -> str | None:
+        """Code of why another variant answers than should; None while all is well."""
+
     def answered(self, given: NDArray[Any]) -> Answered:
         """Predictions for an input, see `ServedModel.predict`, and the variant that made them."""
 
@@ -117,6 +121,11 @@ class ServedModel:
     def current(self) -> ServedModel:
         """Itself."""
         return self
+
+    @property
+    def fault(self) -> str | None:
+        """None: there is no other variant."""
+        return None
 
     def predict(self, given: NDArray[Any]) -> list[Prediction]:
         """Predictions in the shape of the model's type.

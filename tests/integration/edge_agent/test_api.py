@@ -27,7 +27,7 @@ from edge_agent.documents import Documents
 from edge_agent.outgoing import Outgoing
 from primespark.core.settings import load_settings
 from primespark.inference import catalog
-from primespark.inference.models import DETECTOR, Model, load_bundled
+from primespark.inference.models import DETECTOR, ServedModel, load_bundled
 from primespark.inference.samples import sample_images
 from primespark.sync.documents import Document, write
 from primespark.sync.records import DocumentChange, PulledChange, PullResponse
@@ -37,14 +37,16 @@ RECORDS = "/api/v1/records/configurations"
 
 
 @pytest.fixture(scope="module")
-def detector() -> Future[Model | None]:
-    loaded: Future[Model | None] = Future()
+def detector() -> Future[ServedModel | None]:
+    loaded: Future[ServedModel | None] = Future()
     loaded.set_result(load_bundled(DETECTOR, 1, 0.4))
     return loaded
 
 
 @asynccontextmanager
-async def asked(folder: Path, detector: Future[Model | None], **features: bool) -> AsyncIterator[httpx2.AsyncClient]:
+async def asked(
+    folder: Path, detector: Future[ServedModel | None], **features: bool
+) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of a device that is not started, so nothing runs but what it is asked."""
     limits = {"max_body_bytes": 1_000_000, "max_audio_s": 60}
     settings = load_settings(overrides={"edge": {"inference": limits}, "features": features})
@@ -65,13 +67,13 @@ async def asked(folder: Path, detector: Future[Model | None], **features: bool) 
 
 
 @pytest.fixture
-async def client(tmp_path: Path, detector: Future[Model | None]) -> AsyncIterator[httpx2.AsyncClient]:
+async def client(tmp_path: Path, detector: Future[ServedModel | None]) -> AsyncIterator[httpx2.AsyncClient]:
     async with asked(tmp_path, detector) as client:
         yield client
 
 
 async def test_without_cameras_the_detector_is_loaded_when_it_is_first_asked_for(tmp_path: Path) -> None:
-    none: Future[Model | None] = Future()
+    none: Future[ServedModel | None] = Future()
     none.set_result(None)
     async with asked(tmp_path, none, capture=False) as client:
         assert (await client.get("/api/v1/inference/stats")).json()["models"] == {}

@@ -1,0 +1,182 @@
+"""A model that answers on the accelerator while that is well and on the processor else; it returns by itself.
+
+One failure leaves the accelerator: the request that met it is answered by the standby, and those that follow do not
+wait for a chip that may hang. A thread of its own then proves the accelerator on a known input before a request gets
+there again, at growing intervals while it fails, or while it fails soon after each return.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
+from prometheus_client import Counter, Gauge
+
+from primespark.core.logging import get_logger
+from primespark.errors import InvalidInputError, PermanentError, PrimeSparkError, TransientError
+from primespark.inference.catalog import ModelType
+from primespark.inference.models import Answered, InputKind, ServedModel
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
+_END_S = 5.0
+# Before the accelerator answered for the first time.
+LOADING = "accelerator_loading"
+
+ON_ACCELERATOR = Gauge("primespark_inference_on_accelerator", "1 while the accelerator answers.", ["model"])
+SWITCHES = Counter("primespark_inference_switches_total", "From one processor to the other.", ["model", "to", "reason"])
+
+log = get_logger(__name__)
+
+
+class StandbyModel:
+    """Two variants that stand for each other under one name.
+
+    Args:
+        name: Theirs.
+        load: Loads the accelerator's variant; called on a thread of its own, again after a failure that may pass.
+        standby: The processor's variant.
+        proof: An input that the accelerator answers before requests get there.
+        pauses_s: The first between two attempts to return, and the longest.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], ServedModel],
+        standby: ServedModel,
+        proof: NDArray[Any],
+        pauses_s: tuple[float, float] = (_FIRST_PAUSE_S, _LONGEST_PAUSE_S),
+    ) -> None:
+        self.name = name
+        self._load = load
+        self._standby = standby
+        self._proof = proof
+        self._first_pause_s, self._longest_pause_s = pauses_s
+        self._changed = threading.Condition()
+        self._loaded: ServedModel | None = None
+        self._fault: str | None = LOADING
+        # A failure that was under way since before the last return says nothing about now.
+        self._returns = 0
+        self._closed = False
+        ON_ACCELERATOR.labels(name).set(0)
+        # A daemon, since a driver may hang for good: the process must end all the same. `close` waits for it.
+        self._keeper = threading.Thread(target=self._keep, name=f"accelerator {name}"[:40], daemon=True)
+        self._keeper.start()
+
+    @property
+    def model_type(self) -> ModelType:
+        """Of both."""
+        return self._standby.model_type
+
+    @property
+    def input_kind(self) -> InputKind:
+        """What both take."""
+        return self._standby.input_kind
+
+    @property
+    def current(self) -> ServedModel:
+        """The variant that would answer now."""
+        return self._accelerated()[0] or self._standby
+
+    @property
+    def fault(self) -> str | None:
+        """Code of why the standby answers; None while the accelerator does."""
+        return self._fault
+
+    def answered(self, given: NDArray[Any]) -> Answered:
+        """The accelerator's answer, else the standby's.
+
+        Raises:
+            InvalidInputError: As `ServedModel.predict`.
+            UnavailableError: Both failed.
+        """
+        accelerated, since = self._accelerated()
+        if accelerated is not None:
+            try:
+                return accelerated.answered(given)
+            except InvalidInputError:
+                raise
+            except PrimeSparkError as error:
+                self._leave(error, since)
+        return self._standby.answered(given)
+
+    def close(self) -> None:
+        """Give the accelerator up and release both; answers under way end as if they were open."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._keeper.join(_END_S)
+        if self._loaded is not None and not self._keeper.is_alive():
+            self._loaded.close()
+        self._standby.close()
+        ON_ACCELERATOR.labels(self.name).set(0)
+
+    def _accelerated(self) -> tuple[ServedModel | None, int]:
+        with self._changed:
+            return self._loaded if self._fault is None else None, self._returns
+
+    def _leave(self, error: PrimeSparkError, since: int) -> None:
+        with self._changed:
+            if self._fault is not None or since != self._returns:
+                return
+            self._fault = error.code
+            self._changed.notify_all()
+        ON_ACCELERATOR.labels(self.name).set(0)
+        SWITCHES.labels(self.name, "standby", error.code).inc()
+        log.warning("accelerator_left", model=self.name, code=error.code, cause=error.message[:200])
+
+    def _keep(self) -> None:
+        """Come back as often as the accelerator is left, until closed or until it fails for good."""
+        pause_s = 0.0
+        while self._came_back(pause_s):
+            returned_at = time.monotonic()
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._fault is not None)
+            held = time.monotonic() - returned_at > self._longest_pause_s
+            pause_s = self._first_pause_s if held else self._longer(pause_s)
+
+    def _came_back(self, pause_s: float) -> bool:
+        """Whether the accelerator answers again; attempts begin after a pause. False when it never will."""
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closed, pause_s) or self._closed:
+                    return False
+            try:
+                self._prove()
+            except TransientError as error:
+                self._note(error.code, error.message)
+            except PermanentError as error:
+                self._note(error.code, error.message)
+                log.error(
+                    "accelerator_given_up", model=self.name, code=error.code, cause=error.message, remedy=error.remedy
+                )
+                return False
+            except Exception:
+                log.exception("accelerator_given_up", model=self.name)
+                self._note("internal_error", "see the log")
+                return False
+            else:
+                return True
+            pause_s = self._longer(pause_s)
+
+    def _prove(self) -> None:
+        if self._loaded is None:
+            self._loaded = self._load()
+        self._loaded.predict(self._proof)
+        with self._changed:
+            reason, self._fault = self._fault, None
+            self._returns += 1
+        ON_ACCELERATOR.labels(self.name).set(1)
+        SWITCHES.labels(self.name, "accelerator", reason).inc()
+        log.info("accelerator_answers", model=self.name, digest=self._loaded.digest, device=self._loaded.device)
+
+    def _note(self, code: str, cause: str) -> None:
+        if code != self._fault:
+            log.warning("accelerator_stays_away", model=self.name, code=code, cause=cause[:200])
+        self._fault = code
+
+    def _longer(self, pause_s: float) -> float:
+        return min(max(2 * pause_s, self._first_pause_s), self._longest_pause_s)
