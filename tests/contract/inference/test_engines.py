@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from primespark.errors import ConflictError, IntegrityError, InvalidInputError
+from primespark.inference.batching_engine import BatchingEngine
 from primespark.inference.engine import InferenceEngine
 from primespark.inference.hailo_device import HailoDevice
 from primespark.inference.hailo_engine import HailoInferenceEngine
@@ -108,13 +109,15 @@ def on_a_chip(stack: ExitStack) -> Subject:
 CHIP = ["chip"] if Path("/dev/hailo0").exists() else []
 
 
-@pytest.fixture(params=["onnx", "fake", *hailo.VERSIONS, *CHIP])
+@pytest.fixture(params=["onnx", "fake", "batching", *hailo.VERSIONS, *CHIP])
 def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
     with ExitStack() as stack:
         if request.param == "onnx":
             yield Subject(lambda: OnnxEngine(matrix_model(), threads=1))
         elif request.param == "fake":
             yield Subject(fake)
+        elif request.param == "batching":
+            yield Subject(lambda: BatchingEngine(OnnxEngine(matrix_model(), threads=1), size=4, wait_s=0.001))
         elif request.param == "chip":
             yield on_a_chip(stack)
         else:
