@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from edge_agent.placement import Overflow, ProcessorLoad
 from edge_agent.standby import StandbyModel
 from primespark.core.settings import InferenceSettings
+from primespark.inference.catalog import ModelType
 from primespark.inference.hailo_device import HailoDevice
 from primespark.inference.models import Model, ServedModel
 
 _VERSION = 1
 # Its answer is of no interest; that there is one is.
 _PROOF = np.zeros((64, 64, 3), dtype=np.uint8)
+# What a HEF answers for these types is read here.
+SERVED_TYPES = frozenset({ModelType.OBJECT_DETECTION})
 
 
 class Accelerator:
@@ -26,30 +33,62 @@ class Accelerator:
     def __init__(self, settings: InferenceSettings) -> None:
         self._settings = settings
         self._device = HailoDevice(settings.accelerator.system_root)
+        self._load = ProcessorLoad()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether models may come to run on it: a chip is there, or the settings name a HEF."""
+        return self._settings.accelerator.detector is not None or self._device.is_available()
 
     def detector(self, standby: ServedModel) -> Model:
         """The detector of the settings with `standby` behind it, which alone it is without such a setting.
 
-        Returns at once: the HEF is loaded on a thread of its own, and `standby` answers until then.
+        Returns at once: the HEF is loaded on a thread of its own, and `standby` answers until then. It is of another
+        network, so it answers only for a chip that fails.
         """
         path = self._settings.accelerator.detector
         if path is None:
             return standby
-        return StandbyModel(path.stem, lambda: self._load_detector(path), standby, _PROOF)
+
+        def load() -> ServedModel:
+            from primespark.inference.hailo_models import read_detector_labels
+
+            labels = read_detector_labels(self._settings.accelerator.labels)
+            return self._loaded(path, path.stem, _VERSION, labels)
+
+        return StandbyModel(path.stem, load, standby, _PROOF)
+
+    def variants(
+        self, hef: Path, standby: ServedModel, depth: Callable[[], int], workers: int, proof: NDArray[Any] = _PROOF
+    ) -> Model:
+        """The two variants of a deployed detector; the processor also helps an accelerator that cannot keep up.
+
+        Args:
+            hef: The accelerator's, of the same network.
+            standby: The processor's.
+            depth: Requests that wait or run, of all models.
+            workers: As many run at once.
+            proof: An input the accelerator answers before requests get there.
+        """
+
+        def load() -> ServedModel:
+            return self._loaded(hef, standby.name, standby.version, standby.labels)
+
+        return StandbyModel(standby.name, load, standby, proof, Overflow(depth, workers, self._load))
 
     def close(self) -> None:
         """Give the chip back, after all models on it are closed."""
         self._device.close()
 
-    def _load_detector(self, path: Path) -> ServedModel:
-        from primespark.inference.hailo_models import load_hef_detector, read_detector_labels
+    def _loaded(self, path: Path, name: str, version: int, labels: tuple[str, ...]) -> ServedModel:
+        from primespark.inference.hailo_models import load_hef_detector
 
         return load_hef_detector(
             path,
             self._device,
-            name=path.stem,
-            version=_VERSION,
-            labels=read_detector_labels(self._settings.accelerator.labels),
+            name=name,
+            version=version,
+            labels=labels,
             minimum_score=self._settings.minimum_score,
             timeout_s=self._settings.accelerator.timeout_s,
         )

@@ -137,7 +137,8 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     # Cameras need it from the first frame on; without any it is loaded as the others are.
     is_loaded = settings.features.capture or edge.inference.accelerator.detector is not None
     loaded_at_start = frozenset({DETECTOR} if is_loaded else ())
-    service = InferenceService(Slots(), edge.inference, loaded_at_start)
+    accelerator = Accelerator(edge.inference)
+    service = InferenceService(Slots(), edge.inference, loaded_at_start, accelerator.is_wanted)
     language = LanguageService(edge.language)
     telemetry = Telemetry(edge.telemetry, queue) if settings.features.telemetry else None
     if telemetry is not None and edge.telemetry.replay_recording and files.current is None:

@@ -9,9 +9,15 @@ from collections.abc import Iterator
 from primespark.core.logging import get_logger
 from primespark.core.settings import InferenceSettings
 from primespark.inference import catalog
+from primespark.inference.batching_engine import Batching
 from primespark.inference.models import ServedModel, load_bundled
 
 log = get_logger(__name__)
+
+
+def batching_of(settings: InferenceSettings) -> Batching:
+    """The batches the settings want."""
+    return Batching(settings.batching.size, settings.batching.wait_ms / 1000)
 
 
 class BundledModels:
@@ -59,7 +65,9 @@ class BundledModels:
     async def _load(self, name: str) -> ServedModel:
         settings = self._settings
         try:
-            model = await asyncio.to_thread(load_bundled, name, settings.threads, settings.minimum_score)
+            model = await asyncio.to_thread(
+                load_bundled, name, settings.threads, settings.minimum_score, batching_of(settings)
+            )
             self._loaded[name] = model
             while len(self._loaded) > settings.loaded_bundled_models:
                 # Not closed: who has taken it keeps it to the end, then the memory is free.

@@ -32,6 +32,8 @@ DEFAULT_MODEL_TYPES = {
 }
 MAX_WAITING = 256
 _WORKERS = 2
+# Of these most wait for the accelerator, which is busy with some of them at once.
+_WORKERS_WITH_ACCELERATOR = 8
 _KEPT_LATENCIES = 2000
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5, 5)
 
@@ -120,10 +122,15 @@ class InferenceService:
         slots: Models in service.
         settings: Limits.
         elsewhere: Bundled models that somebody else puts into the slots; the others are loaded when first asked for.
+        has_accelerator: Models may wait for one.
     """
 
     def __init__(
-        self, slots: Slots, settings: InferenceSettings, elsewhere: frozenset[str] = frozenset({DETECTOR})
+        self,
+        slots: Slots,
+        settings: InferenceSettings,
+        elsewhere: frozenset[str] = frozenset({DETECTOR}),
+        has_accelerator: bool = False,
     ) -> None:
         self.slots = slots
         self.settings = settings
@@ -133,7 +140,13 @@ class InferenceService:
         self.first_result_at: datetime | None = None
         self._frame_ms: deque[float] = deque(maxlen=_KEPT_LATENCIES)
         self._request_ms: deque[float] = deque(maxlen=_KEPT_LATENCIES)
-        self._work = WorkQueue("inference", _WORKERS, MAX_WAITING)
+        self.workers = max(_WORKERS_WITH_ACCELERATOR if has_accelerator else _WORKERS, settings.batching.size)
+        self._work = WorkQueue("inference", self.workers, MAX_WAITING)
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait or run."""
+        return self._work.depth
 
     def close(self) -> None:
         """Let what runs finish; start nothing more."""

@@ -63,10 +63,11 @@ def _load_detector(settings: Settings) -> Future[ServedModel | None]:
 
     def load() -> None:
         try:
+            from edge_agent.bundled_models import batching_of
             from primespark.inference.models import DETECTOR, load_bundled
 
             limits = settings.edge.inference
-            loading.set_result(load_bundled(DETECTOR, limits.threads, limits.minimum_score))
+            loading.set_result(load_bundled(DETECTOR, limits.threads, limits.minimum_score, batching_of(limits)))
         except Exception as error:  # noqa: BLE001 (handed to whoever waits for the detector)
             loading.set_exception(error)
 

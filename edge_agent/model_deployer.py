@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from edge_agent.backoff import Backoff
+from edge_agent.bundled_models import batching_of
 from edge_agent.credentials import CredentialFiles
 from edge_agent.documents import TWIN, Documents
 from edge_agent.gate_client import GateClient
@@ -217,7 +218,8 @@ class ModelDeployer:
         log.info("model_serves", model=name, version=model.version, digest=model.digest)
 
     def _prove(self, manifest: Manifest, onnx: bytes) -> ServedModel:
-        model = load_model(manifest, onnx, self._settings.threads, self._settings.minimum_score)
+        settings = self._settings
+        model = load_model(manifest, onnx, settings.threads, settings.minimum_score, batching_of(settings))
         if manifest.golden is not None:
             try:
                 image = base64.b64decode(manifest.golden.image_png_base64, validate=True)

@@ -7,6 +7,7 @@ there again, at growing intervals while it fails, or while it fails soon after e
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge
 
+from edge_agent.placement import Overflow, Reason
 from primespark.core.logging import get_logger
 from primespark.errors import InvalidInputError, PermanentError, PrimeSparkError, TransientError
 from primespark.inference.catalog import ModelType
@@ -27,6 +29,7 @@ LOADING = "accelerator_loading"
 
 ON_ACCELERATOR = Gauge("primespark_inference_on_accelerator", "1 while the accelerator answers.", ["model"])
 SWITCHES = Counter("primespark_inference_switches_total", "From one processor to the other.", ["model", "to", "reason"])
+PLACEMENTS = Counter("primespark_inference_placements_total", "Requests by where they ran.", ["model", "reason"])
 
 log = get_logger(__name__)
 
@@ -39,6 +42,7 @@ class StandbyModel:
         load: Loads the accelerator's variant; called on a thread of its own, again after a failure that may pass.
         standby: The processor's variant.
         proof: An input that the accelerator answers before requests get there.
+        overflow: When the standby helps a busy accelerator; None, as where the two are not of one network: never.
         pauses_s: The first between two attempts to return, and the longest.
     """
 
@@ -48,12 +52,16 @@ class StandbyModel:
         load: Callable[[], ServedModel],
         standby: ServedModel,
         proof: NDArray[Any],
+        overflow: Overflow | None = None,
         pauses_s: tuple[float, float] = (_FIRST_PAUSE_S, _LONGEST_PAUSE_S),
     ) -> None:
         self.name = name
         self._load = load
         self._standby = standby
         self._proof = proof
+        self._overflow = overflow
+        # More runs at once than processors only take each other's time, and memory.
+        self._standby_places = threading.Semaphore(max(1, (os.cpu_count() or 1)))
         self._first_pause_s, self._longest_pause_s = pauses_s
         self._changed = threading.Condition()
         self._loaded: ServedModel | None = None
@@ -94,14 +102,23 @@ class StandbyModel:
             UnavailableError: Both failed.
         """
         accelerated, since = self._accelerated()
-        if accelerated is not None:
+        if accelerated is None:
+            return self._stood_by(given)
+        if self._overflow is not None and self._overflow.helps() and self._standby_places.acquire(blocking=False):
             try:
-                return accelerated.answered(given)
-            except InvalidInputError:
-                raise
-            except PrimeSparkError as error:
-                self._leave(error, since)
-        return self._standby.answered(given)
+                PLACEMENTS.labels(self.name, Reason.QUEUE).inc()
+                return self._standby.answered(given)
+            finally:
+                self._standby_places.release()
+        try:
+            answered = accelerated.answered(given)
+        except InvalidInputError:
+            raise
+        except PrimeSparkError as error:
+            self._leave(error, since)
+            return self._stood_by(given)
+        PLACEMENTS.labels(self.name, Reason.PREFERRED).inc()
+        return answered
 
     def close(self) -> None:
         """Give the accelerator up and release both; answers under way end as if they were open."""
@@ -113,6 +130,11 @@ class StandbyModel:
             self._loaded.close()
         self._standby.close()
         ON_ACCELERATOR.labels(self.name).set(0)
+
+    def _stood_by(self, given: NDArray[Any]) -> Answered:
+        PLACEMENTS.labels(self.name, Reason.FAULT).inc()
+        with self._standby_places:
+            return self._standby.answered(given)
 
     def _accelerated(self) -> tuple[ServedModel | None, int]:
         with self._changed:

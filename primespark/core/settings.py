@@ -38,6 +38,13 @@ class GlobalSettings(Section):
     log_format: Literal["auto", "console", "json"] = "auto"
 
 
+class BatchingSettings(Section):
+    """Requests that come at once go through a model together, where it takes any number of inputs; 1 is never."""
+
+    size: Annotated[int, Field(ge=1, le=32)] = 1
+    wait_ms: Annotated[float, Field(ge=0, le=100)] = 0.0
+
+
 class AcceleratorSettings(Section):
     """A Hailo-8 or Hailo-8L, and the HEF that detects in place of the bundled detector while the chip is well."""
 
@@ -57,6 +64,7 @@ class InferenceSettings(Section):
     max_image_pixels: PositiveInt = 25_000_000
     max_audio_s: Annotated[float, Field(gt=0, le=3600)] = 300
     max_body_bytes: PositiveInt = 20 * 1024 * 1024
+    batching: BatchingSettings = BatchingSettings()
     accelerator: AcceleratorSettings = AcceleratorSettings()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,22 @@ from numpy.typing import NDArray
 from primespark.errors import PrimeSparkError
 from primespark.inference.engine import InferenceEngine, Tensor
 
-Key = tuple[tuple[str, str, tuple[int, ...]], ...]
+_Key = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How runs share batches: at most `size` rows, which wait for each other up to `wait_s`; 1 row is no batch."""
+
+    size: int = 1
+    wait_s: float = 0.0
+
+    def around(self, engine: InferenceEngine) -> InferenceEngine:
+        """`engine`, sharing runs where that is wanted."""
+        return engine if self.size == 1 else BatchingEngine(engine, self.size, self.wait_s)
+
+
+NO_BATCHES = Batching()
 
 
 class BatchingEngine:
@@ -36,7 +52,7 @@ class BatchingEngine:
         self._is_free = bool(engine.input_shapes) and all(shape[:1] == (None,) for shape in engine.input_shapes)
         self._turns = threading.BoundedSemaphore(engine.concurrency)
         self._changed = threading.Condition()
-        self._open: dict[Key, _Batch] = {}
+        self._open: dict[_Key, _Batch] = {}
 
     @property
     def device(self) -> str:
@@ -134,7 +150,7 @@ class BatchingEngine:
 class _Batch:
     """Inputs that run together, in the order in which they came."""
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: _Key) -> None:
         self.key = key
         self.parts: list[Mapping[str, Tensor]] = []
         self.starts: list[int] = []

@@ -14,6 +14,7 @@ from primespark.core.identifiers import sha256_hex
 from primespark.core.manifests import Manifest
 from primespark.errors import IntegrityError, InvalidInputError
 from primespark.inference import catalog
+from primespark.inference.batching_engine import NO_BATCHES, Batching
 from primespark.inference.catalog import ModelType
 from primespark.inference.classification import DigitReader, ImageClassifier
 from primespark.inference.detection import SsdDetector
@@ -149,25 +150,28 @@ class ServedModel:
         self.engine.close()
 
 
-def load_bundled(name: str, threads: int, minimum_score: float) -> ServedModel:
+def load_bundled(name: str, threads: int, minimum_score: float, batching: Batching = NO_BATCHES) -> ServedModel:
     """A bundled model, its digest verified.
 
     Args:
         name: As in `catalog.BUNDLED`.
         threads: One run may use.
         minimum_score: Objects below it are not answered.
+        batching: Of runs that come at once, where the model takes any number of inputs.
 
     Raises:
         NotFoundError: No such model.
         IntegrityError: The file is not the pinned one.
     """
     model = catalog.find(name)
-    engine = OnnxEngine(catalog.read_bytes(model), threads)
+    engine = batching.around(OnnxEngine(catalog.read_bytes(model), threads))
     labels, answer = _BUNDLED[model.model_type](engine, minimum_score)
     return ServedModel(model.name, model.model_type, _BUNDLED_VERSION, model.sha256, labels, engine, answer)
 
 
-def load_model(manifest: Manifest, onnx: bytes, threads: int, minimum_score: float) -> ServedModel:
+def load_model(
+    manifest: Manifest, onnx: bytes, threads: int, minimum_score: float, batching: Batching = NO_BATCHES
+) -> ServedModel:
     """The model of a manifest that the caller has verified.
 
     Raises:
@@ -186,7 +190,7 @@ def load_model(manifest: Manifest, onnx: bytes, threads: int, minimum_score: flo
             remedy=f"there is {', '.join(_DEPLOYED)}",
             code="bad_model",
         )
-    engine = OnnxEngine(onnx, threads)
+    engine = batching.around(OnnxEngine(onnx, threads))
     answer = build(engine, manifest.labels, minimum_score)
     model_type = ModelType(manifest.model_type)
     return ServedModel(manifest.name, model_type, manifest.version, digest, manifest.labels, engine, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_agent.inference_manager import EdgeInferenceManager, InferenceRequest, ModelType, get_inference_manager
-from primespark.core.settings import InferenceSettings
+from primespark.core.settings import BatchingSettings, InferenceSettings
 from primespark.errors import DeadlineExceededError, InvalidInputError
 from primespark.inference.images import decode_image
 from primespark.inference.models import ServedModel, load_bundled
@@ -102,3 +103,21 @@ async def test_a_deadline_is_kept_while_the_model_is_loaded(
     may_load.set()
     patient = InferenceRequest(model_name="movenet-lightning", model_type=ModelType.POSE, input_data=image_array)
     assert (await manager.infer(patient)).predictions
+
+
+async def test_requests_that_share_a_batch_get_what_they_would_get_alone(image_array: NDArray[np.uint8]) -> None:
+    images = [np.ascontiguousarray(np.roll(image_array, 40 * number, axis=1)) for number in range(6)]
+
+    async def answers(size: int) -> list[list[tuple[str, float]]]:
+        manager = EdgeInferenceManager(InferenceSettings(batching=BatchingSettings(size=size, wait_ms=20)))
+        requests = [
+            InferenceRequest(model_name="efficientnet-lite0", model_type=ModelType.CLASSIFICATION, input_data=image)
+            for image in images
+        ]
+        found = await asyncio.gather(*map(manager.infer, requests))
+        await manager.shutdown()
+        return [[(one["label"], one["score"]) for one in result.predictions] for result in found]
+
+    alone, together = await answers(1), await answers(4)
+    for one, other in zip(alone, together, strict=True):
+        assert dict(other) == pytest.approx(dict(one), abs=2e-4)

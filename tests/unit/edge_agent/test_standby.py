@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_agent.placement import Overflow
 from edge_agent.standby import LOADING, StandbyModel
 from primespark.errors import InvalidInputError, UnavailableError
 from primespark.inference.catalog import ModelType
@@ -38,7 +39,7 @@ def processor() -> ServedModel:
 
 @contextmanager
 def standing_by(load: Callable[[], ServedModel]) -> Iterator[StandbyModel]:
-    model = StandbyModel("colours", load, processor(), PROOF, FAST)
+    model = StandbyModel("colours", load, processor(), PROOF, pauses_s=FAST)
     try:
         yield model
     finally:
@@ -173,3 +174,19 @@ def test_a_failure_from_before_a_return_does_not_leave_again() -> None:
         late.join()
         assert model.fault is None
         assert model.answered(COFFEE).by is broken
+
+
+def test_the_standby_helps_a_busy_accelerator(load: Callable[[], ServedModel]) -> None:
+    depth = [0]
+    overflow = Overflow(lambda: depth[0], 4, lambda: 0.1)
+    model = StandbyModel("colours", load, processor(), PROOF, overflow, FAST)
+    try:
+        wait_until(lambda: is_back(model))
+        assert model.answered(COFFEE).by.device == "hailo8"
+        depth[0] = 8
+        assert model.answered(COFFEE).by.device == "cpu"
+        depth[0] = 4
+        assert model.answered(COFFEE).by.device == "hailo8"
+        assert model.fault is None
+    finally:
+        model.close()
