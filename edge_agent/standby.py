@@ -22,7 +22,7 @@ from primespark.errors import InvalidInputError, PermanentError, PrimeSparkError
 from primespark.inference.catalog import ModelType
 from primespark.inference.models import Answered, InputKind, ServedModel
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
 _END_S = 5.0
 # Before the accelerator answered for the first time.
 LOADING = "accelerator_loading"

@@ -23,7 +23,7 @@ from tests.helpers import rounds, wait_until
 from tests.integration.edge_agent.test_process import Process, running
 
 VERSION = "4.23.0"
-KILLS = rounds(4, 25)
+KILLS = rounds(4, 15)
 CLIENTS = 3
 DEADLINE_MS = 2000
 # Driver failed, connection closed, driver waited in vain, frame dropped, no free accelerator.
