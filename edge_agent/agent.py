@@ -27,6 +27,7 @@ from edge_agent.inference_service import InferenceService, Slots
 from edge_agent.labelled_folder import LabelledFolder
 from edge_agent.language_service import LanguageService
 from edge_agent.model_deployer import ModelDeployer
+from edge_agent.open_inference import routes as open_inference
 from edge_agent.outgoing import Outgoing
 from edge_agent.preprocessing import AudioPreprocessor, EdgePreprocessingPipeline, ImagePreprocessor
 from edge_agent.queue import OfflineQueue
@@ -239,6 +240,8 @@ def _build_app(
             cache_api.router,
             capture_api.router,
             openai_api.router,
+            open_inference.router,
+            open_inference.health_router(readiness, settings.security.open_health),
             preprocess_api.router,
             records_api.router,
         ],
@@ -246,9 +249,11 @@ def _build_app(
         summary=summary,
         max_body_bytes=settings.edge.inference.max_body_bytes,
         open_health=settings.security.open_health,
+        error_member_under=open_inference.PREFIX,
         lifespan=lifespan,
     )
     app.state.device = device
+    app.state.open_inference_turns = open_inference.Turns()
     app.state.capture_parts = sight
     app.state.cache = cache
     limits = settings.edge.inference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -22,6 +22,7 @@ from primespark.core.settings import InferenceSettings
 from primespark.errors import InvalidInputError, NotFoundError
 from primespark.inference import catalog
 from primespark.inference.catalog import ModelType
+from primespark.inference.engine import Tensor
 from primespark.inference.models import DETECTOR, InputKind, Model, ServedModel
 from primespark.inference.predictions import Prediction
 
@@ -203,6 +204,34 @@ class InferenceService:
         self._note_first()
         return found
 
+    async def served(self, name: str, deadline: float | None = None) -> ServedModel:
+        """The variant that answers under a name now, loaded if it was not.
+
+        Raises:
+            DeadlineExceededError: Not by then.
+            NotFoundError: Code `unknown_model`.
+        """
+        return (await by_deadline(self._model(name, None), deadline)).current
+
+    async def run_tensors(
+        self,
+        model: ServedModel,
+        inputs: Mapping[str, Tensor],
+        priority: Priority = Priority.NORMAL,
+        deadline: float | None = None,
+    ) -> list[NDArray[Any]]:
+        """The outputs of a model's engine, with nothing before or behind it; in turn with all other inferences.
+
+        Raises:
+            DeadlineExceededError: No answer by then; what did not run yet never does.
+            PrimeSparkError: As `InferenceEngine.run` and `WorkQueue.run`.
+        """
+        self.requests += 1
+        outputs, seconds = await self._work.run(partial(_run_engine, model, inputs), priority, deadline)
+        self._request_ms.append(round(seconds * 1000, 3))
+        self._note_first()
+        return outputs
+
     def stats(self) -> dict[str, Any]:
         """Figures since the start; latencies of frames, of requests where there were no frames."""
         latencies = list(self._frame_ms or self._request_ms)
@@ -260,10 +289,27 @@ def _infer(decode: Callable[[], NDArray[Any]], model: Model) -> Inference:
         answered = model.answered(decode())
         outcome, by = "ok", answered.by
     finally:
-        seconds = time.perf_counter() - started
-        REQUESTS.labels(by.name, by.device, outcome).inc()
-        DURATION.labels(by.name).observe(seconds)
+        seconds = _count(by, outcome, started)
     return _inference(by, answered.predictions, seconds)
+
+
+def _run_engine(model: ServedModel, inputs: Mapping[str, Tensor]) -> tuple[list[NDArray[Any]], float]:
+    started = time.perf_counter()
+    outcome = "failed"
+    try:
+        outputs = model.engine.run(inputs)
+        outcome = "ok"
+    finally:
+        seconds = _count(model, outcome, started)
+    return outputs, seconds
+
+
+def _count(by: ServedModel, outcome: str, started: float) -> float:
+    """Seconds since `started`, told to the metrics."""
+    seconds = time.perf_counter() - started
+    REQUESTS.labels(by.name, by.device, outcome).inc()
+    DURATION.labels(by.name).observe(seconds)
+    return seconds
 
 
 def _inference(model: ServedModel, predictions: list[Prediction], seconds: float, cached: bool = False) -> Inference:

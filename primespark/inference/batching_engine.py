@@ -70,9 +70,24 @@ class BatchingEngine:
         return self._engine.input_shapes
 
     @property
+    def input_types(self) -> tuple[np.dtype[Any] | None, ...]:
+        """Types of the inputs."""
+        return self._engine.input_types
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs."""
         return self._engine.output_names
+
+    @property
+    def output_shapes(self) -> tuple[tuple[int | None, ...], ...]:
+        """Shapes of the outputs."""
+        return self._engine.output_shapes
+
+    @property
+    def output_types(self) -> tuple[np.dtype[Any] | None, ...]:
+        """Types of the outputs."""
+        return self._engine.output_types
 
     @property
     def concurrency(self) -> int:

@@ -29,8 +29,20 @@ class InferenceEngine(Protocol):
         """Shape of each input; None where the model takes any size."""
 
     @property
+    def input_types(self) -> tuple[np.dtype[Any] | None, ...]:
+        """Type of each input's elements, `object` for text; None where it is no array, or of no type numpy has."""
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs, in the model's order."""
+
+    @property
+    def output_shapes(self) -> tuple[tuple[int | None, ...], ...]:
+        """Shape of each output; None where it depends on the inputs."""
+
+    @property
+    def output_types(self) -> tuple[np.dtype[Any] | None, ...]:
+        """Type of each output's elements, as `input_types`."""
 
     @property
     def concurrency(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from primespark.errors import ConflictError, IntegrityError, InvalidInputError, UnavailableError
@@ -72,7 +73,10 @@ class HailoInferenceEngine:
         self.outputs = session.outputs
         self.input_names: tuple[str, ...] = tuple(stream.name for stream in session.inputs)
         self.input_shapes: tuple[tuple[int | None, ...], ...] = tuple((1, *stream.shape) for stream in session.inputs)
+        self.input_types: tuple[np.dtype[Any] | None, ...] = tuple(stream.dtype for stream in session.inputs)
         self.output_names: tuple[str, ...] = tuple(stream.name for stream in session.outputs)
+        self.output_shapes: tuple[tuple[int | None, ...], ...] = tuple((1, *stream.shape) for stream in session.outputs)
+        self.output_types: tuple[np.dtype[Any] | None, ...] = tuple(stream.dtype for stream in session.outputs)
         self.nms: dict[str, NmsLayout] = {stream.name: stream.nms for stream in session.outputs if stream.nms}
         self.concurrency = session.size
 

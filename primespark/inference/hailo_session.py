@@ -161,6 +161,7 @@ class _Frame:
     def __init__(self, configured: Any, inputs: Sequence[Stream], outputs: Sequence[Stream]) -> None:
         self.inputs = {stream.name: np.empty(stream.shape, stream.dtype) for stream in inputs}
         self.outputs = {stream.name: np.empty(stream.shape, stream.dtype) for stream in outputs}
+        self._partly_written = [self.outputs[stream.name] for stream in outputs if stream.nms]
         self.bindings = configured.create_bindings()
         for name, buffer in self.inputs.items():
             self.bindings.input(name).set_buffer(buffer)
@@ -171,7 +172,9 @@ class _Frame:
         self.job: Any = None
 
     def begin(self) -> None:
-        """Forget the last completion."""
+        """Forget the last completion, and the boxes of other frames: the chip writes as many as it found."""
+        for buffer in self._partly_written:
+            buffer.fill(0)
         self.error = None
         self.done.clear()
 

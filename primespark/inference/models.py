@@ -28,7 +28,7 @@ from primespark.inference.tabular import TableClassifier, TableRegressor
 from primespark.inference.yolo import YoloDetector
 
 DETECTOR = "coco-ssd"
-_BUNDLED_VERSION = 1
+BUNDLED_VERSION = 1
 _CHANNELS = 3
 
 Answer = Callable[[NDArray[Any]], Sequence[Prediction]]
@@ -166,7 +166,7 @@ def load_bundled(name: str, threads: int, minimum_score: float, batching: Batchi
     model = catalog.find(name)
     engine = batching.around(OnnxEngine(catalog.read_bytes(model), threads))
     labels, answer = _BUNDLED[model.model_type](engine, minimum_score)
-    return ServedModel(model.name, model.model_type, _BUNDLED_VERSION, model.sha256, labels, engine, answer)
+    return ServedModel(model.name, model.model_type, BUNDLED_VERSION, model.sha256, labels, engine, answer)
 
 
 def load_model(

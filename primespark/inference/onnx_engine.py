@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
@@ -25,6 +26,21 @@ _ORT_ERRORS = (
     ort_errors.RuntimeException,
     ort_errors.EPFail,
 )
+_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(bool)": np.dtype(np.bool_),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(uint16)": np.dtype(np.uint16),
+    "tensor(uint32)": np.dtype(np.uint32),
+    "tensor(uint64)": np.dtype(np.uint64),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(string)": np.dtype(np.object_),
+}
 _ERROR_SEVERITY = 3
 _MAX_REASON = 300
 
@@ -52,9 +68,13 @@ class OnnxEngine:
         except _ORT_ERRORS as error:
             raise IntegrityError(f"the model cannot be loaded: {_reason(error)}", code="bad_model") from None
         self._session: Any = session
-        self.input_names: tuple[str, ...] = tuple(item.name for item in session.get_inputs())
-        self.input_shapes: tuple[tuple[int | None, ...], ...] = tuple(_shape(item) for item in session.get_inputs())
-        self.output_names: tuple[str, ...] = tuple(item.name for item in session.get_outputs())
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        self.input_names: tuple[str, ...] = tuple(item.name for item in inputs)
+        self.input_shapes: tuple[tuple[int | None, ...], ...] = tuple(_shape(item) for item in inputs)
+        self.input_types: tuple[np.dtype[Any] | None, ...] = tuple(_TYPES.get(item.type) for item in inputs)
+        self.output_names: tuple[str, ...] = tuple(item.name for item in outputs)
+        self.output_shapes: tuple[tuple[int | None, ...], ...] = tuple(_shape(item) for item in outputs)
+        self.output_types: tuple[np.dtype[Any] | None, ...] = tuple(_TYPES.get(item.type) for item in outputs)
 
     def run(self, inputs: Mapping[str, Tensor]) -> list[NDArray[Any]]:
         """The outputs for `inputs`, as `InferenceEngine.run`."""

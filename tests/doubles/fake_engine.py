@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from primespark.errors import ConflictError, InvalidInputError, PrimeSparkError
 
+Forms = Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]]
 Function = Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]
 
 
@@ -24,22 +25,28 @@ class FakeEngine:
         function: The outputs for the inputs; must not keep or change them.
         device: What it says it is.
         concurrency: Runs it lets compute at once; more wait.
+        outputs: Type and shape of each output; without it they are float32 [n].
     """
 
     def __init__(
         self,
-        inputs: Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]],
+        inputs: Forms,
         output_names: tuple[str, ...],
         function: Function,
         *,
         device: str = "cpu",
         concurrency: int = 1,
+        outputs: Forms | None = None,
     ) -> None:
         self.device = device
         self.concurrency = concurrency
         self.input_names = tuple(inputs)
         self.input_shapes = tuple(shape for _, shape in inputs.values())
+        self.input_types = tuple(np.dtype(kind) for kind, _ in inputs.values())
         self.output_names = output_names
+        forms = outputs if outputs is not None else dict.fromkeys(output_names, (np.float32, (None,)))
+        self.output_shapes = tuple(forms[name][1] for name in output_names)
+        self.output_types = tuple(np.dtype(forms[name][0]) for name in output_names)
         self._inputs = inputs
         self._function = function
         self._failures: deque[PrimeSparkError] = deque()

@@ -36,6 +36,7 @@ def create_app(
     summary: Summary,
     max_body_bytes: int,
     open_health: bool,
+    error_member_under: str | None = None,
     lifespan: Any = None,
 ) -> FastAPI:
     """A service with health and metrics pages, problem+json errors, and access refused unless a route allows it.
@@ -48,6 +49,7 @@ def create_app(
         summary: The object `/health` answers.
         max_body_bytes: Bound of a request body, as sent and as decoded.
         open_health: Whether `/health` and `/metrics` are open from loopback.
+        error_member_under: Path below which the text of an error is told in the member `error` as well.
         lifespan: As in Starlette.
 
     Raises:
@@ -59,7 +61,7 @@ def create_app(
     app.state.authenticate = authenticate
     app.state.max_body_bytes = max_body_bytes
     app.state.body_budget = budget = BodyBudget(max_body_bytes)
-    problems.install(app)
+    problems.install(app, error_member_under)
     app.include_router(_health_router(readiness, summary, open_health))
     for router in routers:
         app.include_router(router)

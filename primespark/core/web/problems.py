@@ -36,8 +36,19 @@ def problem(
     remedy: str = "",
     errors: list[dict[str, object]] | None = None,
     headers: dict[str, str] | None = None,
+    with_error: bool = False,
 ) -> Response:
-    """A problem+json answer; 429 and 503 always say when to try again."""
+    """A problem+json answer; 429 and 503 always say when to try again.
+
+    Args:
+        status: Of HTTP.
+        code: Stable, for programs.
+        detail: What happened, for people.
+        remedy: What to do about it.
+        errors: Its parts.
+        headers: Further ones.
+        with_error: Whether to tell it in a member `error` as well.
+    """
     headers = dict(headers or {})
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         headers.setdefault("Retry-After", str(_RETRY_AFTER_S))
@@ -52,40 +63,52 @@ def problem(
         body["remedy"] = remedy
     if errors:
         body["errors"] = errors
+    if with_error:
+        body["error"] = f"{detail}; {remedy}" if remedy else detail
     # ASCII, so that a lone surrogate quoted from a request cannot break the answer.
     return Response(json.dumps(body, ensure_ascii=True), status, headers, MEDIA_TYPE)
 
 
-def from_error(error: PrimeSparkError) -> Response:
-    """The answer for one of our errors."""
+def from_error(error: PrimeSparkError, with_error: bool = False) -> Response:
+    """The answer for one of our errors; `with_error` as in `problem`."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if error.http_status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return problem(
-        error.http_status, error.code, error.message, remedy=error.remedy, errors=error.errors, headers=headers
-    )
+        error.http_status, error.code, error.message, remedy=error.remedy, errors=error.errors, headers=headers,
+        with_error=with_error,
+    )  # fmt: skip
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of `app` as problem+json."""
+def is_under(path: str, prefix: str | None) -> bool:
+    """Whether a path is `prefix` or below it; nothing is below None."""
+    return prefix is not None and (path == prefix or path.startswith(f"{prefix}/"))
+
+
+def install(app: FastAPI, error_member_under: str | None = None) -> None:
+    """Answer every error of `app` as problem+json, under this path with the member `error`, see `problem`."""
+
+    def speaks(request: Request) -> bool:
+        return is_under(request.scope["path"], error_member_under)
 
     @app.exception_handler(PrimeSparkError)
-    async def _ours(_request: Request, error: PrimeSparkError) -> Response:
+    async def _ours(request: Request, error: PrimeSparkError) -> Response:
         if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.warning("request_failed", code=error.code, cause=error.message)
-        return from_error(error)
+        return from_error(error, speaks(request))
 
     @app.exception_handler(HTTPException)
-    async def _http(_request: Request, error: HTTPException) -> Response:
-        code = CODES.get(error.status_code, OTHER_CODE)
-        return problem(error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
+    async def _http(request: Request, error: HTTPException) -> Response:
+        code, headers = CODES.get(error.status_code, OTHER_CODE), dict(error.headers or {})
+        return problem(error.status_code, code, str(error.detail), headers=headers, with_error=speaks(request))
 
     @app.exception_handler(RequestValidationError)
-    async def _validation(_request: Request, error: RequestValidationError) -> Response:
+    async def _validation(request: Request, error: RequestValidationError) -> Response:
         errors = describe(error.errors())
-        return problem(422, "invalid_input", summarise(errors, len(error.errors())), errors=errors)
+        detail = summarise(errors, len(error.errors()))
+        return problem(422, "invalid_input", detail, errors=errors, with_error=speaks(request))
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(_request: Request, _error: ClientDisconnect) -> Response:

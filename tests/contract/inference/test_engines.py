@@ -27,7 +27,7 @@ from primespark.inference.hailo_device import HailoDevice
 from primespark.inference.hailo_engine import HailoInferenceEngine
 from primespark.inference.onnx_engine import OnnxEngine
 from tests.doubles import hailo
-from tests.doubles.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine, Forms
 
 WEIGHTS = np.random.default_rng(11).normal(size=(6, 4)).astype(np.float32)
 Arrays = dict[str, NDArray[Any]]
@@ -73,7 +73,8 @@ class Subject:
 
 
 def fake() -> InferenceEngine:
-    return FakeEngine({"x": (np.float32, (None, 6))}, ("product", "total"), matrix_answer, concurrency=3)
+    outputs: Forms = {"product": (np.float32, (None, 4)), "total": (np.float32, ())}
+    return FakeEngine({"x": (np.float32, (None, 6))}, tuple(outputs), matrix_answer, concurrency=3, outputs=outputs)
 
 
 def on_the_double(stack: ExitStack, folder: Path, version: str) -> Subject:
@@ -144,7 +145,17 @@ def test_it_says_what_it_takes_and_gives(engine: InferenceEngine, subject: Subje
     for array, shape in zip(subject.inputs(1, 0).values(), engine.input_shapes, strict=True):
         assert len(shape) == array.ndim
         assert all(size in (None, length) for size, length in zip(shape, array.shape, strict=True))
+    assert engine.input_types == tuple(array.dtype for array in subject.inputs(1, 0).values())
     assert engine.concurrency >= 1
+
+
+def test_outputs_have_the_types_and_shapes_it_says(engine: InferenceEngine, subject: Subject) -> None:
+    for count in subject.counts:
+        outputs = engine.run(subject.inputs(count, 5))
+        assert engine.output_types == tuple(output.dtype for output in outputs)
+        for output, shape in zip(outputs, engine.output_shapes, strict=True):
+            assert len(shape) == output.ndim
+            assert all(size in (None, length) for size, length in zip(shape, output.shape, strict=True))
 
 
 def test_outputs_come_in_the_order_of_their_names(engine: InferenceEngine, subject: Subject) -> None:
@@ -269,6 +280,39 @@ def test_onnx_a_model_with_weights_in_another_file_is_refused(tmp_path: Path, mo
     with pytest.raises(IntegrityError) as caught:
         OnnxEngine(matrix_model(weights))
     assert caught.value.code == "external_data"
+
+
+ELEMENTS = {
+    TensorProto.BOOL: np.bool_, TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64,
+    TensorProto.INT8: np.int8, TensorProto.INT16: np.int16, TensorProto.INT32: np.int32, TensorProto.INT64: np.int64,
+    TensorProto.UINT8: np.uint8, TensorProto.UINT16: np.uint16, TensorProto.UINT32: np.uint32,
+    TensorProto.UINT64: np.uint64, TensorProto.STRING: np.object_,
+}  # fmt: skip
+
+
+def echo_model(element: int) -> bytes:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "echo",
+        [helper.make_tensor_value_info("x", element, ["n"])],
+        [helper.make_tensor_value_info("y", element, ["n"])],
+    )
+    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(whole.SerializeToString())
+
+
+@pytest.mark.parametrize(("element", "kind"), ELEMENTS.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_onnx_every_type_has_its_numpy_type(element: int, kind: type[np.generic]) -> None:
+    engine = OnnxEngine(echo_model(element))
+    assert engine.input_types == engine.output_types == (np.dtype(kind),)
+    given = np.array(["a", "b"] if kind is np.object_ else [0, 1], kind)
+    (answer,) = engine.run({"x": given})
+    assert answer.dtype == kind
+    assert answer.tolist() == given.tolist()
+
+
+def test_onnx_a_type_that_numpy_does_not_have_is_none() -> None:
+    assert OnnxEngine(echo_model(TensorProto.BFLOAT16)).input_types == (None,)
 
 
 def test_onnx_files_load_by_path_too(tmp_path: Path) -> None:

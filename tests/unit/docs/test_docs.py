@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 
 from edge_agent import api, cache_api, capture_api, openai_api, preprocess_api, records_api
 from edge_agent.capture.configured import configured_sources
+from edge_agent.open_inference import routes as open_inference
 from primespark.cli.main import app
 from primespark.cloud import gate, people
 from primespark.core.settings import Settings, load_settings
@@ -93,10 +94,14 @@ def test_every_command_is_explained() -> None:
     assert _missing("commands.md", set(_commands(app))) == set()
 
 
+async def _nothing() -> dict[str, str]:
+    return {}
+
+
 def _routes() -> Iterator[str]:
     routers = (
         api.router, cache_api.router, capture_api.router, openai_api.router, preprocess_api.router, records_api.router,
-        gate.router, people.router,
+        open_inference.router, open_inference.health_router(_nothing, open_health=True), gate.router, people.router,
     )  # fmt: skip
     for router in routers:
         for route in router.routes:

@@ -55,13 +55,14 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 @pytest.fixture
-def load(machine: Machine) -> Iterator[Callable[[], ServedModel]]:
+def load(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Callable[[], ServedModel]]:
     device = HailoDevice(machine.root)
+    timeout_s = getattr(request, "param", 30.0)
 
     def load() -> ServedModel:
         path = machine.root / "colours.hef"
         return load_hef_detector(
-            path, device, name="colours", version=1, labels=LABELS, minimum_score=MINIMUM, timeout_s=0.3
+            path, device, name="colours", version=1, labels=LABELS, minimum_score=MINIMUM, timeout_s=timeout_s
         )
 
     yield load
@@ -109,6 +110,7 @@ def test_each_request_is_answered_while_the_chip_is_dead(
             assert model.answered(COFFEE).predictions == expected
 
 
+@pytest.mark.parametrize("load", [0.3], indirect=True)
 def test_only_the_first_request_waits_for_a_chip_that_hangs(machine: Machine, load: Callable[[], ServedModel]) -> None:
     with standing_by(load) as model:
         wait_until(lambda: is_back(model))

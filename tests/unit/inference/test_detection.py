@@ -129,7 +129,10 @@ class FixedAnswer:
     concurrency = 1
     input_names = ("image_tensor:0",)
     input_shapes = ((None, None, None, 3),)
+    input_types = (np.dtype(np.uint8),)
     output_names = ("Postprocessor/ExpandDims_1:0", "Postprocessor/Slice:0")
+    output_shapes = ((None, None, 1, 4), (None, None, None))
+    output_types = (np.dtype(np.float32), np.dtype(np.float32))
 
     def __init__(self, scores: NDArray[np.float32], boxes: NDArray[np.float32]) -> None:
         self._outputs = [boxes, scores]

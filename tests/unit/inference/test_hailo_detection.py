@@ -68,6 +68,18 @@ def test_both_paths_see_the_same_boxes(on_chip: HailoInferenceEngine) -> None:
     assert seen > 50
 
 
+def test_an_answer_has_nothing_of_other_frames(on_chip: HailoInferenceEngine) -> None:
+    grey = {"colours/input_layer1": np.full((1, 640, 640, 3), 128, np.uint8)}
+    red = {"colours/input_layer1": np.tile(np.array([255, 0, 0], np.uint8), (1, 640, 640, 1))}
+    # More frames than the ring has buffers, so that each one has had boxes in it.
+    (first,) = on_chip.run(grey)
+    for _ in range(2 * on_chip.concurrency):
+        assert on_chip.run(red)[0].any()
+    (again,) = on_chip.run(grey)
+    np.testing.assert_array_equal(again, first)
+    assert not again.any()
+
+
 @pytest.mark.parametrize("labels", [LABELS[:2], (*LABELS, "white")])
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: tuple[str, ...]) -> None:
     with hailo.fitted(tmp_path):
