@@ -43,6 +43,8 @@ lock: $(UV) ## Renew the lock files
 	$(COMPILE) --upgrade --extra demo --group dev pyproject.toml -o requirements/dev.lock
 	$(COMPILE) --upgrade --extra demo --group build -c requirements/dev.lock pyproject.toml -o requirements/demo.lock
 	$(COMPILE) --upgrade --extra edge --group build -c requirements/dev.lock pyproject.toml -o requirements/edge.lock
+	cp requirements/edge.lock requirements/edge-hailo.lock
+	$(COMPILE) --extra edge --group build -c requirements/hailo.in pyproject.toml -o requirements/edge-hailo.lock
 	$(COMPILE) --upgrade requirements/uv.in -o requirements/uv.lock
 
 clean: ## Remove what was installed and made

@@ -14,6 +14,7 @@ from edge_agent.standby import StandbyModel
 from primespark.core.settings import InferenceSettings
 from primespark.inference.catalog import ModelType
 from primespark.inference.hailo_device import HailoDevice
+from primespark.inference.hailo_health import HailoHealth
 from primespark.inference.models import Model, ServedModel
 
 _VERSION = 1
@@ -28,12 +29,16 @@ class Accelerator:
 
     Args:
         settings: Of inference.
+
+    Attributes:
+        health: Of the chip, while a model has it open.
     """
 
     def __init__(self, settings: InferenceSettings) -> None:
         self._settings = settings
         self._device = HailoDevice(settings.accelerator.system_root)
         self._load = ProcessorLoad()
+        self.health = HailoHealth(self._device)
 
     @property
     def is_wanted(self) -> bool:

@@ -23,6 +23,7 @@ from edge_agent.capture_api import CaptureParts
 from edge_agent.credentials import CredentialFiles, LocalKey
 from edge_agent.database import Database
 from edge_agent.documents import Documents
+from edge_agent.hardware import Hardware
 from edge_agent.inference_service import InferenceService, Slots
 from edge_agent.labelled_folder import LabelledFolder
 from edge_agent.language_service import LanguageService
@@ -70,6 +71,7 @@ class _Agent:
     service: InferenceService
     language: LanguageService
     telemetry: Telemetry | None
+    hardware: Hardware
     sight: CaptureParts
     labelled: LabelledFolder | None
     deployer: ModelDeployer
@@ -100,6 +102,7 @@ class _Agent:
     def _loops(self) -> dict[str, Coroutine[Any, Any, Any]]:
         loops: dict[str, Coroutine[Any, Any, Any]] = {
             "detector": self._begin_looking(),
+            "hardware": self.hardware.run(),
             "models": self.deployer.run(),
             "pictures": self.sight.witness.expire_forever(),
             "watchdog": service_manager.keep_alive(self.database.answers),
@@ -141,7 +144,8 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     accelerator = Accelerator(edge.inference)
     service = InferenceService(Slots(), edge.inference, loaded_at_start, accelerator.is_wanted)
     language = LanguageService(edge.language)
-    telemetry = Telemetry(edge.telemetry, queue) if settings.features.telemetry else None
+    hardware = Hardware(accelerator.health, edge.inference.accelerator.system_root)
+    telemetry = Telemetry(edge.telemetry, queue, hardware.telemetry) if settings.features.telemetry else None
     if telemetry is not None and edge.telemetry.replay_recording and files.current is None:
         await telemetry.replay()
     gate = _gate(settings)
@@ -159,23 +163,12 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
         database.watch(lambda _: _call_soon(loop, notify))
     sight = _capture_parts(settings, folder, service, queue)
     labelled = LabelledFolder(edge.capture.labelled_folder, queue) if edge.capture.labelled_folder else None
-    device = Device(edge.device_id, service, language, queue, documents, engine)
+    device = Device(edge.device_id, service, language, queue, documents, engine, hardware)
     app = _build_app(settings, folder, database, device, detector, sight)
     return _Agent(
-        settings,
-        database,
-        app,
-        service,
-        language,
-        telemetry,
-        sight,
-        labelled,
-        deployer,
-        engine,
-        gate,
-        detector,
-        Accelerator(edge.inference),
-    )
+        settings, database, app, service, language, telemetry, hardware, sight, labelled, deployer, engine, gate,
+        detector, accelerator,
+    )  # fmt: skip
 
 
 def _capture_parts(settings: Settings, folder: Path, service: InferenceService, queue: OfflineQueue) -> CaptureParts:

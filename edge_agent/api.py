@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
 
 from edge_agent.documents import Documents
+from edge_agent.hardware import Hardware
 from edge_agent.inference_service import Given, InferenceService
 from edge_agent.language_service import LanguageService
 from edge_agent.queue import OfflineQueue
@@ -51,6 +52,7 @@ class Device:
     queue: OfflineQueue
     documents: Documents
     engine: SyncEngine | None
+    hardware: Hardware
 
 
 def device_of(request: Request) -> Device:
@@ -114,8 +116,8 @@ async def infer(
 
 @router.get("/inference/stats", dependencies=[Viewer])
 async def inference_stats(here: Here) -> dict[str, Any]:
-    """Frames and requests since the start, latencies, models in service."""
-    return here.service.stats()
+    """Frames and requests since the start, latencies, models in service; how the hardware is."""
+    return {**here.service.stats(), "hardware": here.hardware.report()}
 
 
 @router.get("/offline/status", dependencies=[Viewer])

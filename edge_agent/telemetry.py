@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NoReturn
 
 from edge_agent.measurements import begin_measuring, measure, recorded_hour
@@ -24,11 +25,15 @@ class Telemetry:
     Args:
         settings: Interval, and whether a recording goes first.
         queue: Takes them.
+        further: Measured elsewhere, sent along: numbers by name.
     """
 
-    def __init__(self, settings: TelemetrySettings, queue: OfflineQueue) -> None:
+    def __init__(
+        self, settings: TelemetrySettings, queue: OfflineQueue, further: Callable[[], dict[str, float]] = dict
+    ) -> None:
         self._settings = settings
         self._queue = queue
+        self._further = further
 
     async def replay(self) -> None:
         """Enqueue the recorded hour once in the life of the database, all of it or nothing.
@@ -59,6 +64,6 @@ class Telemetry:
             await asyncio.sleep(due - loop.time())
             try:
                 values = await asyncio.to_thread(measure)
-                await self._queue.enqueue([NewFact(DataClass.TELEMETRY, dict(values))])
+                await self._queue.enqueue([NewFact(DataClass.TELEMETRY, {**values, **self._further()})])
             except (PrimeSparkError, OSError) as error:
                 log.warning("telemetry_failed", cause=str(error))

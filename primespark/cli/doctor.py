@@ -76,7 +76,7 @@ def _examine(settings: Settings, root: Path) -> Iterator[Check]:
     yield _check_home(settings)
     yield _check_clock()
     yield _check_root()
-    yield from _check_hailo(root)
+    yield from _check_hailo(root, settings.edge.inference.accelerator.models_folder)
     running = running_on(home())
     yield _check_up(running)
     servers = settings.cloud.kafka.bootstrap_servers
@@ -143,14 +143,16 @@ def _clock_is_kept() -> bool:
     return adjtimex is None or adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES)) != _TIME_ERROR
 
 
-def _check_hailo(root: Path) -> Iterator[Check]:
+def _check_hailo(root: Path, models_folder: Path) -> Iterator[Check]:
     states = {True: State.OK, False: State.BAD, None: State.ABSENT}
     # NumPy comes with the extra `edge`, which need not be installed where this runs.
     if find_spec("numpy") is None:
         return
     from primespark.inference import hailo_facts
 
-    for finding in hailo_facts.judge(hailo_facts.gather(root, [home() / "edge"])):
+    # The vendor's folder is looked at anyway.
+    chosen = [models_folder] if models_folder != Path("/", hailo_facts.HEF_FOLDER) else []
+    for finding in hailo_facts.judge(hailo_facts.gather(root, [home() / "edge", *chosen])):
         yield Check(finding.name, states[finding.fits], finding.found, finding.remedy)
 
 

@@ -171,6 +171,18 @@ def models_fetch(name: str) -> None:
     fetch_model(name)
 
 
+@models.command("hailo")
+def models_hailo(
+    as_json: Json = False,
+    folder: Annotated[Path | None, typer.Option(help="Where to look, instead of the folder in the settings.")] = None,
+) -> None:
+    """List the HEF files for a Hailo chip, what each can serve, and whether it runs on the chip here."""
+    from primespark.cli.hailo_models import list_hefs
+
+    accelerator = _settings().edge.inference.accelerator
+    list_hefs(folder or accelerator.models_folder, as_json, accelerator.system_root)
+
+
 @config.command("show")
 def config_show() -> None:
     """Print the settings in force as YAML; secrets are masked."""

@@ -52,6 +52,7 @@ class AcceleratorSettings(Section):
     labels: Path | None = None
     timeout_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
     system_root: Path = Path("/")
+    models_folder: Path = Path("/usr/share/hailo-models")
 
 
 class InferenceSettings(Section):

@@ -36,6 +36,7 @@ class HailoDevice:
         self._root = root
         self._lock = threading.Lock()
         self._opened: Any = None
+        self._chip: Any = None
         self._architecture = ""
         self._owner = os.getpid()
 
@@ -46,7 +47,7 @@ class HailoDevice:
 
     def is_available(self) -> bool:
         """Whether a chip is there, by the files of its driver: microseconds, and nothing is opened."""
-        return self.is_owner and any((self._root / _DEVICES).glob("*/board_location"))
+        return self.is_owner and _has_chip(self._root)
 
     def open(self) -> tuple[Any, str]:
         """The open VDevice and the chip's architecture, `hailo8` or `hailo8l`.
@@ -60,15 +61,23 @@ class HailoDevice:
         self.check_owner()
         with self._lock:
             if self._opened is None:
-                self._opened, self._architecture = self._open()
+                self._opened, self._chip, self._architecture = self._open()
             return self._opened, self._architecture
+
+    def chip(self) -> Any:
+        """The vendor's `Device` of the open chip, None while it is closed or in a fork; never opens, never waits.
+
+        Hold it for as long as its control channel is used: what nobody holds is released.
+        """
+        return self._chip if self.is_owner else None
 
     def discard(self, device: Any) -> None:
         """Close a VDevice that failed, so that the next `open` makes another; one that is not open is left alone."""
         with self._lock:
             if device is not self._opened:
                 return
-            self._opened = None
+            chip, self._opened, self._chip = self._chip, None, None
+        _release(chip)
         _release(device)
 
     def close(self) -> None:
@@ -89,30 +98,49 @@ class HailoDevice:
                 code="accelerator_forked",
             )
 
-    def _open(self) -> tuple[Any, str]:
-        vendor = load_vendor()
-        if not self.is_available():
-            raise UnavailableError(
-                "no Hailo chip is here", remedy="check its seat and `lsmod | grep hailo`; see `primespark doctor`",
-                code="accelerator_unavailable",
-            )  # fmt: skip
-        device = None
+    def _open(self) -> tuple[Any, Any, str]:
+        vendor = _vendor_with_chip(self._root)
+        device = chip = None
         try:
             parameters = vendor.VDevice.create_params()
             parameters.scheduling_algorithm = vendor.HailoSchedulingAlgorithm.ROUND_ROBIN
             parameters.group_id = _GROUP
             device = vendor.VDevice(parameters)
-            name = device.get_physical_devices()[0].control.identify().device_architecture.name
+            chip = device.get_physical_devices()[0]
+            name = chip.control.identify().device_architecture.name
         # Raw exceptions of the binding have no base of their own.
         except Exception as error:  # noqa: BLE001
+            _release(chip)
             _release(device)
             raise translated(error, "opening the accelerator") from None
         if name not in _ARCHITECTURES:
+            _release(chip)
             _release(device)
-            raise ConfigurationError(
-                f"the chip is a {name}, not a Hailo-8 or Hailo-8L", remedy="use the CPU", code="accelerator_version"
-            )
-        return device, _ARCHITECTURES[name]
+            raise _another_chip(name)
+        return device, chip, _ARCHITECTURES[name]
+
+
+def identify(root: Path = Path("/")) -> str:
+    """The chip's architecture, asked over a control channel that is closed at once; beside a process that infers.
+
+    Args:
+        root: Where `sys` is found.
+
+    Raises:
+        MissingDependencyError, ConfigurationError, UnavailableError: As `HailoDevice.open`.
+    """
+    vendor, chip = _vendor_with_chip(root), None
+    try:
+        chip = vendor.Device()
+        name = chip.control.identify().device_architecture.name
+    # Raw exceptions of the binding have no base of their own.
+    except Exception as error:  # noqa: BLE001
+        raise translated(error, "asking the accelerator who it is") from None
+    finally:
+        _release(chip)
+    if name not in _ARCHITECTURES:
+        raise _another_chip(name)
+    return _ARCHITECTURES[name]
 
 
 def load_vendor() -> ModuleType:
@@ -154,12 +182,32 @@ def check_release(version: str) -> None:
         raise _unsupported(f"HailoRT {version} no longer drives Hailo-8 and Hailo-8L")
 
 
+def _has_chip(root: Path) -> bool:
+    return any((root / _DEVICES).glob("*/board_location"))
+
+
+def _vendor_with_chip(root: Path) -> ModuleType:
+    vendor = load_vendor()
+    if not _has_chip(root):
+        raise UnavailableError(
+            "no Hailo chip is here", remedy="check its seat and `lsmod | grep hailo`; see `primespark doctor`",
+            code="accelerator_unavailable",
+        )  # fmt: skip
+    return vendor
+
+
 def _release(device: Any) -> None:
     if device is None:
         return
     # What it could not release is dropped with the object.
     with contextlib.suppress(Exception):
         device.release()
+
+
+def _another_chip(name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the chip is a {name}, not a Hailo-8 or Hailo-8L", remedy="use the CPU", code="accelerator_version"
+    )
 
 
 def _unsupported(message: str) -> ConfigurationError:

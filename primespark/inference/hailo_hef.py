@@ -1,16 +1,21 @@
-"""A look into a HEF without the vendor's library: is it whole, and for which chip was it compiled.
+"""A look into a HEF without the vendor's library: is it whole, for which chip was it compiled, what network is it.
 
 The container is a big-endian header (magic, version, size of the protobuf, then what the version adds), the protobuf,
-and from version 1 on the weights. Only the protobuf's header message is read; its numbers never change.
+and from version 1 on the weights. Of the protobuf a few small messages are read, whose numbers never change; version 0
+has the weights in it, and they are skipped.
 """
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from primespark.errors import IntegrityError
+from primespark.inference.protobuf import DamagedMessageError, Message
 
 _MAGIC = 0x01484546
 _COMMON = struct.Struct(">III")
@@ -18,10 +23,19 @@ _COMMON = struct.Struct(">III")
 _HEADER_TAIL = {0: 20, 1: 16, 2: 28, 3: 44}
 _ARCHITECTURES = {0: "hailo8", 1: "hailo8", 2: "hailo8r", 3: "hailo8l", 4: "hailo15m", 5: "hailo10h", 6: "hailo15l"}
 _ARCHITECTURES |= {103: "hailo15h"}
-# The header message comes first and holds three numbers and a version.
-_MAX_MESSAGE_BYTES = 4096
-_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
-_HEADER_FIELD, _ARCHITECTURE_FIELD, _COMPILER_FIELD = 1, 1, 3
+_MAX_TEXT_BYTES = 200
+# Of the file: its header and its networks.
+_HEADER, _NETWORKS = 1, 2
+_ARCHITECTURE, _COMPILER = 1, 3
+# Of a network: ways to its name, in the order of HailoRT's preference, and its operations.
+_NAMES = ((1, 1), (7, 1, 1, 1), (10,), (8, 4, 1, 1))
+_OPERATIONS = 8
+# Of an operation: its outputs, and what it does when that is non-maximum suppression on the host.
+_OUTPUTS, _SUPPRESSION = 3, 5
+_SHAPE_OF_BOXES, _CLASSES_OF_SHAPE = 7, 1
+_CLASSES, _DECODES_ONLY, _WITH_MASKS = 4, 13, 11
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +51,35 @@ class HefHeader:
     compiler: str
 
 
+@dataclass(frozen=True, slots=True)
+class HefNetwork:
+    """What a HEF says of its networks.
+
+    Attributes:
+        names: Of each network; HailoRT takes a HEF of several only with the name of one.
+        box_classes: Classes of the boxes, where the one network ends in one suppression on the host, without masks.
+    """
+
+    names: tuple[str, ...]
+    box_classes: int | None
+
+
 def read_header(path: Path) -> HefHeader:
     """The header of a HEF.
 
     Raises:
         IntegrityError: Code `bad_model`: it cannot be read, is no HEF, or is shorter than it says.
     """
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            return _parse(path.name, file.read(_COMMON.size + max(_HEADER_TAIL.values()) + _MAX_MESSAGE_BYTES), size)
-    except OSError as error:
-        raise _bad(f"{path.name} cannot be read: {error.strerror}") from None
-    except (IndexError, UnicodeDecodeError):
-        raise _bad(f"the header of {path.name} is damaged") from None
+    return _read(path, _header)
+
+
+def read_network(path: Path) -> HefNetwork:
+    """The networks of a HEF.
+
+    Raises:
+        IntegrityError: As `read_header`.
+    """
+    return _read(path, _network)
 
 
 def runs_on(compiled_for: str, chip: str) -> bool:
@@ -58,58 +87,61 @@ def runs_on(compiled_for: str, chip: str) -> bool:
     return compiled_for == chip or (chip == "hailo8" and compiled_for in ("hailo8l", "hailo8r"))
 
 
-def _parse(name: str, data: bytes, size: int) -> HefHeader:
-    if len(data) < _COMMON.size or _COMMON.unpack_from(data)[0] != _MAGIC:
+def _read(path: Path, look: Callable[[Message], _T]) -> _T:
+    try:
+        with path.open("rb", buffering=0) as file:
+            return look(_protobuf(path.name, file.fileno()))
+    except OSError as error:
+        raise _bad(f"{path.name} cannot be read: {error.strerror}") from None
+    except DamagedMessageError as error:
+        raise _bad(f"the header of {path.name} is damaged: {error}") from None
+
+
+def _protobuf(name: str, descriptor: int) -> Message:
+    data = os.pread(descriptor, _COMMON.size, 0)
+    if len(data) < _COMMON.size or _COMMON.unpack(data)[0] != _MAGIC:
         raise _bad(f"{name} is no HEF")
-    _, version, proto_bytes = _COMMON.unpack_from(data)
+    _, version, proto_bytes = _COMMON.unpack(data)
     if version not in _HEADER_TAIL:
         raise _bad(f"{name} is a HEF of version {version}, newer than HailoRT 4.23 reads")
-    start = _COMMON.size + _HEADER_TAIL[version]
+    start, size = _COMMON.size + _HEADER_TAIL[version], os.fstat(descriptor).st_size
     if size < start + proto_bytes:
         raise _bad(f"{name} has {size} bytes and must have {start + proto_bytes} or more")
-    header = _fields(data[start : start + proto_bytes], until=_HEADER_FIELD).get(_HEADER_FIELD, b"")
-    fields = _fields(header) if isinstance(header, bytes) else {}
-    # A zero, which is Hailo-8, is not written.
-    number = fields.get(_ARCHITECTURE_FIELD, 0)
-    compiler = fields.get(_COMPILER_FIELD, b"")
+    return Message(descriptor, start, start + proto_bytes)
+
+
+def _header(hef: Message) -> HefHeader:
+    header = hef.message(_HEADER)
+    if header is None:
+        return HefHeader(_ARCHITECTURES[0], "")
+    number, compiler = header.integer(_ARCHITECTURE), header.message(_COMPILER)
     return HefHeader(
-        _ARCHITECTURES.get(number, f"architecture {number}") if isinstance(number, int) else "unknown",
-        compiler.decode() if isinstance(compiler, bytes) else "",
+        _ARCHITECTURES.get(number, f"architecture {number}"), compiler.text(_MAX_TEXT_BYTES) if compiler else ""
     )
 
 
-def _fields(data: bytes, until: int = 0) -> dict[int, int | bytes]:
-    """Fields of one protobuf message that lie within `data`, up to the one numbered `until`."""
-    found: dict[int, int | bytes] = {}
-    at = 0
-    while at < len(data) and until not in found:
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == _VARINT:
-            value, at = _varint(data, at)
-            found.setdefault(tag >> 3, value)
-            continue
-        if kind == _LENGTH_DELIMITED:
-            length, at = _varint(data, at)
-        elif kind in (_FIXED64, _FIXED32):
-            length = 8 if kind == _FIXED64 else 4
-        else:
-            raise IndexError(kind)
-        if at + length > len(data):
-            return found
-        found.setdefault(tag >> 3, data[at : at + length])
-        at += length
-    return found
+def _network(hef: Message) -> HefNetwork:
+    networks = [value for number, value in hef.fields() if number == _NETWORKS and isinstance(value, Message)]
+    classes = _box_classes(networks[0]) if len(networks) == 1 else None
+    return HefNetwork(tuple(_name(network) for network in networks), classes)
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for index in range(10):
-        byte = data[at + index]
-        value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            return value, at + index + 1
-    raise IndexError(at)
+def _name(network: Message) -> str:
+    found = (network.message(*way) for way in _NAMES)
+    return next((text for one in found if one is not None and (text := one.text(_MAX_TEXT_BYTES))), "")
+
+
+def _box_classes(network: Message) -> int | None:
+    operations = [value for number, value in network.fields() if number == _OPERATIONS and isinstance(value, Message)]
+    suppressions = [(one, found) for one in operations if (found := one.message(_SUPPRESSION)) is not None]
+    if len(suppressions) != 1:
+        return None
+    operation, suppression = suppressions[0]
+    if suppression.integer(_DECODES_ONLY) or suppression.message(_WITH_MASKS) is not None:
+        return None
+    # A background class is told by the operation and not among the boxes.
+    boxes = operation.message(_OUTPUTS, _SHAPE_OF_BOXES)
+    return (boxes.integer(_CLASSES_OF_SHAPE) if boxes is not None else 0) or suppression.integer(_CLASSES) or None
 
 
 def _bad(message: str) -> IntegrityError:

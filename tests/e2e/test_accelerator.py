@@ -79,6 +79,11 @@ def answers_on(process: Process) -> str | None:
     return str(models["colours"]["device"]) if "colours" in models else None
 
 
+def untold_of_the_chip(process: Process) -> set[str]:
+    """The readings that are not there, the chip being opened anew at times."""
+    return set(process.get("/api/v1/inference/stats")["hardware"]["accelerator"]["unavailable"])
+
+
 @pytest.mark.prove
 async def test_each_request_is_answered_in_time_or_told_so(device: Process, machine: Machine) -> None:
     key = (device.folder / "local.key").read_text()
@@ -100,6 +105,10 @@ async def test_each_request_is_answered_in_time_or_told_so(device: Process, mach
         assert (health["status"], health["models_standing_by"]) == ("healthy", {})
         metrics = (await client.get("/metrics")).text
         assert 'primespark_inference_on_accelerator{model="colours"} 1.0' in metrics
+        await asyncio.to_thread(wait_until, lambda: untold_of_the_chip(device) == {"power"}, 30)
+        metrics = (await client.get("/metrics")).text
+        assert 'primespark_accelerator_temperature_celsius{sensor="ts0"} 47.5' in metrics
+        assert 'primespark_hardware_reading_available{reading="accelerator_power"} 0.0' in metrics
 
 
 async def kill_again_and_again(machine: Machine, tally: Tally) -> None:

@@ -69,9 +69,25 @@ class Hef:
         """The file's content."""
         described = {key: value for key, value in asdict(self).items() if key not in ("onnx", "architecture")}
         header = _varint_field(1, ARCHITECTURES[self.architecture]) + _bytes_field(3, b"double")
-        proto = _bytes_field(1, header) + _bytes_field(_DESCRIPTION, json.dumps(described).encode())
+        proto = (
+            _bytes_field(1, header)
+            + _bytes_field(2, _network_group(self))
+            + _bytes_field(_DESCRIPTION, json.dumps(described).encode())
+        )
         proto += _bytes_field(_ONNX, self.onnx)
         return _HEADER.pack(MAGIC, 0, len(proto), 0, hashlib.md5(proto).digest()) + proto
+
+
+def _network_group(hef: Hef) -> bytes:
+    """Name, and the suppressions as operations on the host, by the numbers of the vendor's schema."""
+    group = _bytes_field(1, _bytes_field(1, hef.name.encode()))
+    for stream in hef.outputs:
+        if stream.nms is not None:
+            boxes = _varint_field(1, stream.nms.classes) + _varint_field(2, stream.nms.max_boxes)
+            suppression = _varint_field(3, stream.nms.max_boxes) + _varint_field(4, stream.nms.classes)
+            operation = _bytes_field(1, stream.name.encode()) + _bytes_field(3, _bytes_field(7, boxes))
+            group += _bytes_field(8, operation + _bytes_field(5, suppression + _bytes_field(12, b"")))
+    return group
 
 
 def parse(data: bytes) -> Hef:

@@ -12,11 +12,18 @@ import struct
 import threading
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 from ._claims import Release, holds
 
 DEVICE_ID = "0001:01:00.0"
 _FIRMWARE_MAGIC = 0x1DD89DE0
+# Of a cool chip: the protections are on, nothing is throttled.
+_HEALTH = {
+    "overcurrent_protection_active": True, "current_overcurrent_zone": 0, "overcurrent_throttling_active": True,
+    "temperature_throttling_active": True, "current_temperature_zone": 0, "current_temperature_throttling_level": -1,
+    "orange_temperature_threshold": 104, "red_temperature_threshold": 120,
+}  # fmt: skip
 
 
 class Machine:
@@ -33,6 +40,12 @@ class Machine:
         delay_s: Seconds a frame takes beyond its computation.
         reorder: Completions that are gathered and then told in reverse order.
         compute_s: CPU seconds spent in computing frames so far.
+        temperatures: Degrees Celsius of the chip's two sensors.
+        power_w: Watts; none on a board without a current monitor.
+        health: Fields of the health information; none where firmware does not have it.
+        control_statuses: Statuses of the next control calls but `identify`, one each; 0 is success.
+        control_s: Seconds a control call takes, during which no other thread of the process runs.
+        controls: Names of the control calls so far.
     """
 
     def __init__(self, version: str, root: Path, architecture: str = "HAILO8") -> None:
@@ -50,6 +63,12 @@ class Machine:
         self.place_s = 0.0
         self.reorder = 1
         self.compute_s = 0.0
+        self.temperatures = (47.5, 48.25)
+        self.power_w: float | None = None
+        self.health: dict[str, Any] | None = dict(_HEALTH)
+        self.control_statuses: deque[int] = deque()
+        self.control_s = 0.0
+        self.controls: list[str] = []
         self.running = threading.Event()
         self.running.set()
 

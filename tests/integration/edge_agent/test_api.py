@@ -110,6 +110,8 @@ async def test_an_image_is_answered_with_predictions(client: httpx2.AsyncClient)
     assert stats["first_result_at"]
     assert 0 < stats["p50_ms"] <= stats["p95_ms"]
     assert stats["models"]["coco-ssd"]["digest"] == body["model_digest"]
+    assert stats["hardware"].keys() == {"host", "accelerator"}
+    assert stats["hardware"]["accelerator"]["unavailable"].keys() == {"temperature", "power", "throttling"}
 
 
 def wave_file(samples: NDArray[np.float64], rate: int = 16_000) -> bytes:

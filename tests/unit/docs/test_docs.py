@@ -20,7 +20,7 @@ from primespark.core.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("primespark", "edge_agent", "streams", "resources", "primespark_assets")
-METRIC_TYPES = {"Counter", "Gauge", "Histogram"}
+METRIC_TYPES = {"Counter", "Gauge", "GaugeMetricFamily", "Histogram"}
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 

@@ -35,7 +35,8 @@ def test_a_measurement_has_the_fields_of_the_recording() -> None:
 
 async def test_the_recording_is_enqueued_once_before_what_is_measured(database: Database) -> None:
     queue = OfflineQueue(database, OfflineSettings())
-    telemetry = Telemetry(TelemetrySettings(interval_s=0.01, replay_recording=True), queue)
+    settings = TelemetrySettings(interval_s=0.01, replay_recording=True)
+    telemetry = Telemetry(settings, queue, lambda: {"accelerator_power_watts": 2.5})
     await telemetry.replay()
     await telemetry.replay()
     assert (await queue.status()).pending == 361
@@ -50,6 +51,7 @@ async def test_the_recording_is_enqueued_once_before_what_is_measured(database: 
     facts = [json.loads(b"{" + tail) for (tail,) in rows]
     assert [fact["value"].get("recorded", False) for fact in facts[:361]] == [True] * 361
     assert not any("recorded" in fact["value"] for fact in facts[361:])
+    assert [fact["value"].get("accelerator_power_watts") for fact in facts] == [None] * 361 + [2.5] * len(facts[361:])
     assert {fact["boot_id"] for fact in facts[:361]} == {"recording"}
     times = [fact["time"] for fact in facts]
     assert times == sorted(times)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from primespark.cli.doctor import run_doctor
-from primespark.core.settings import Settings
+from primespark.core.settings import Settings, load_settings
 from primespark.errors import IntegrityError, MissingDependencyError
 from primespark.inference.hailo_facts import HailoFacts, gather, judge
 from primespark.inference.hailo_hef import read_header, runs_on
@@ -107,6 +107,17 @@ def test_the_doctor_prints_it(
     assert "reboot" in checks["hailo driver"]["remedy"]
     assert checks["hailo models"]["found"] == "1 for hailo10h, 2 for hailo8, 1 for hailo8l"
     assert {"state", "clock", "cache", "kafka", "cloud"} <= set(checks)
+
+
+def test_the_doctor_counts_the_folder_in_the_settings_too(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PRIMESPARK_HOME", str(machine.root / "home"))
+    write_hef(machine.root / "mine/e.hef", "HAILO8L")
+    chosen = {"edge": {"inference": {"accelerator": {"models_folder": str(machine.root / "mine")}}}}
+    run_doctor(load_settings(overrides=chosen), as_json=True, root=machine.root)
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["hailo models"]["found"] == "1 for hailo10h, 2 for hailo8, 2 for hailo8l"
 
 
 def test_the_command_sees_the_systems_package(tmp_path: Path) -> None:

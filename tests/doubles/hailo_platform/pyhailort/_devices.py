@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ from typing import Any
 from .. import _hef, _machine, _network
 from .._machine import MACHINE
 from .._runtime import Chip, Status
+from ._control import Control
 from ._exceptions import ExceptionWrapper, HailoRTException, raw_of
 from ._models import InferModel, order_of
-from ._pyhailort import DeviceArchitectureTypes, FormatType, HailoSchedulingAlgorithm
+from ._pyhailort import FormatType, HailoSchedulingAlgorithm
 
 
 def _read(source: str | bytes) -> _hef.Hef:
@@ -57,19 +59,6 @@ def _info(stream: _hef.Stream) -> Any:
     return info
 
 
-class Control:
-    """The part of the control channel our engine uses."""
-
-    def identify(self) -> Any:
-        """Who the chip is."""
-        return SimpleNamespace(
-            device_architecture=DeviceArchitectureTypes[_machine.MACHINE.architecture],
-            firmware_version=_machine.MACHINE.version,
-            board_name="Hailo-8",
-            serial_number="<N/A>",
-        )
-
-
 class Device:
     """One physical chip; its failures are not wrapped."""
 
@@ -81,7 +70,10 @@ class Device:
         dead = _machine.MACHINE.dead_status()
         if dead:
             raise raw_of(Status(dead))
-        self.control = Control()
+        # The channel must not keep the device: one that nobody holds is released.
+        self._open = opened = threading.Event()
+        opened.set()
+        self.control = Control(opened.is_set)
 
     @classmethod
     def scan(cls) -> list[str]:
@@ -92,7 +84,12 @@ class Device:
         return _machine.MACHINE.device_ids()
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Control calls fail from now on; again is allowed."""
+        self._open.clear()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_open"):
+            self.release()
 
 
 class VDeviceParams:
@@ -138,8 +135,8 @@ class VDevice:
         return VDeviceParams()
 
     def get_physical_devices(self) -> list[Any]:
-        """The chips behind it."""
-        return [SimpleNamespace(device_id=_machine.DEVICE_ID, control=Control())]
+        """The chips behind it, each opened once more."""
+        return [Device(_machine.DEVICE_ID)]
 
     def _create(self, source: str | bytes, name: str) -> InferModel:
         if not isinstance(source, str | bytes):

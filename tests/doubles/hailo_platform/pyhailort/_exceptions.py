@@ -10,8 +10,9 @@ from .._runtime import Status
 
 NAMES = {
     2: "HAILO_INVALID_ARGUMENT", 3: "HAILO_OUT_OF_HOST_MEMORY", 4: "HAILO_TIMEOUT", 6: "HAILO_INVALID_OPERATION",
-    13: "HAILO_OPEN_FILE_FAILURE", 26: "HAILO_INVALID_HEF", 36: "HAILO_DRIVER_OPERATION_FAILED",
-    61: "HAILO_NOT_FOUND", 62: "HAILO_COMMUNICATION_CLOSED", 63: "HAILO_STREAM_ABORT",
+    13: "HAILO_OPEN_FILE_FAILURE", 18: "HAILO_FW_CONTROL_FAILURE", 26: "HAILO_INVALID_HEF",
+    36: "HAILO_DRIVER_OPERATION_FAILED", 48: "HAILO_UNSUPPORTED_OPCODE", 61: "HAILO_NOT_FOUND",
+    62: "HAILO_COMMUNICATION_CLOSED", 63: "HAILO_STREAM_ABORT",
     64: "HAILO_DRIVER_NOT_INSTALLED", 69: "HAILO_NETWORK_GROUP_NOT_ACTIVATED", 73: "HAILO_DEVICE_IN_USE",
     74: "HAILO_OUT_OF_PHYSICAL_DEVICES", 76: "HAILO_INVALID_DRIVER_VERSION", 77: "HAILO_RPC_FAILED",
     79: "HAILO_NOT_SUPPORTED", 82: "HAILO_QUEUE_IS_FULL", 87: "HAILO_DRIVER_TIMEOUT",
@@ -28,6 +29,14 @@ _RawBase: Any = HailoRTException if MACHINE.holds("raw_is_subclass") else Except
 
 class HailoRTStatusException(_RawBase):  # type: ignore[misc]
     """The extension's own: its only argument is the status as text."""
+
+
+class HailoRTFirmwareControlFailedException(HailoRTException):
+    """Status 18."""
+
+
+class HailoRTUnsupportedOpcodeException(HailoRTException):
+    """Status 48."""
 
 
 class HailoRTTimeout(HailoRTException):
@@ -67,6 +76,8 @@ _OWN: dict[int, tuple[type[HailoRTException], str]] = {
     2: (HailoRTInvalidArgumentException, f"Invalid argument. {_LOG}"),
     4: (HailoRTTimeout, "Received a timeout - hailort has failed because a timeout had occurred"),
     6: (HailoRTInvalidOperationException, f"Invalid operation. {_LOG}"),
+    18: (HailoRTFirmwareControlFailedException, "libhailort control operation failed"),
+    48: (HailoRTUnsupportedOpcodeException, "HailoRT has failed because an unsupported opcode was sent to device"),
     26: (HailoRTInvalidHEFException, f"Invalid HEF. {_LOG}"),
     61: (HailoRTNotFoundException, f"Item not found. {_LOG}"),
     63: (HailoRTStreamAbortedByUser, "Stream aborted by user"),

@@ -2,10 +2,12 @@
 
 from .._machine import MACHINE
 from ._bindings import Detection
+from ._control import Control
 from ._devices import HEF, Device, VDevice, VDeviceParams
 from ._exceptions import (
     ExceptionWrapper,
     HailoRTException,
+    HailoRTFirmwareControlFailedException,
     HailoRTInvalidArgumentException,
     HailoRTInvalidHEFException,
     HailoRTInvalidOperationException,
@@ -15,6 +17,7 @@ from ._exceptions import (
     HailoRTStreamAborted,
     HailoRTStreamAbortedByUser,
     HailoRTTimeout,
+    HailoRTUnsupportedOpcodeException,
 )
 from ._models import AsyncInferCompletionInfo, AsyncInferJob, ConfiguredInferModel, FormatOrder, InferModel
 from ._pyhailort import DeviceArchitectureTypes, FormatType, HailoPowerMode, HailoSchedulingAlgorithm
@@ -24,6 +27,7 @@ __all__ = [
     "AsyncInferCompletionInfo",
     "AsyncInferJob",
     "ConfiguredInferModel",
+    "Control",
     "Detection",
     "Device",
     "DeviceArchitectureTypes",
@@ -32,6 +36,7 @@ __all__ = [
     "FormatType",
     "HailoPowerMode",
     "HailoRTException",
+    "HailoRTFirmwareControlFailedException",
     "HailoRTInvalidArgumentException",
     "HailoRTInvalidHEFException",
     "HailoRTInvalidOperationException",
@@ -41,6 +46,7 @@ __all__ = [
     "HailoRTStreamAborted",
     "HailoRTStreamAbortedByUser",
     "HailoRTTimeout",
+    "HailoRTUnsupportedOpcodeException",
     "HailoSchedulingAlgorithm",
     "InferModel",
     "VDevice",
