@@ -1,4 +1,4 @@
-"""The device as a process: how soon it is ready with a full queue, and how much memory it holds."""
+"""The device: how soon it is ready with a full queue, how much memory it holds, how much of a disk it takes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ QUEUED = 100_000
 _BATCH = 1000
 _STARTS = 3
 _READY_LIMIT_S = 3.0
+_INSTALLED_LIMIT_MB = 200.0
 _IDLE_LIMIT_MB, _SERVING_LIMIT_MB = 130.0, 230.0
 _DEVICE = "edge-1"
 _REQUESTS = 50
@@ -53,6 +54,7 @@ def run() -> Iterator[Result]:
             for _ in range(_REQUESTS):
                 ask()
             serving = _resident_mb(process.pid)
+    yield _limited("packages of the extra `edge` on aarch64", _installed_mb(), "MB", _INSTALLED_LIMIT_MB)
     yield _limited("resident memory, no model loaded", idle, "MB", _IDLE_LIMIT_MB)
     yield _limited("resident memory, answering with coco-ssd", serving, "MB", _SERVING_LIMIT_MB)
 
@@ -105,6 +107,19 @@ def _ask(client: httpx2.Client, home: Path) -> None:
 def _resident_mb(process_id: int) -> float:
     pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _installed_mb() -> float:
+    """Bytes of all that the lock of the extra names, installed from wheels for a Raspberry Pi."""
+    root = Path(__file__).parents[1]
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as folder:
+        command = [
+            str(root / ".tools" / "uv" / "bin" / "uv"), "pip", "install", "--quiet", "--require-hashes",
+            "--only-binary", ":all:", "--python-platform", "aarch64-unknown-linux-gnu", "--python-version", "3.11",
+            "--target", folder, "-r", str(root / "requirements" / "edge.lock"),
+        ]  # fmt: skip
+        subprocess.run(command, check=True)
+        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
 
 
 def _against_empty(full: float, empty: float) -> Result:
