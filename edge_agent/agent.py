@@ -12,17 +12,28 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from edge_agent import api, cache_api, capture_api, openai_api, preprocess_api, records_api, service_manager
+from edge_agent import (
+    api,
+    cache_api,
+    capture_api,
+    examples_api,
+    openai_api,
+    preprocess_api,
+    records_api,
+    service_manager,
+)
 from edge_agent.accelerator import Accelerator
 from edge_agent.api import Device
 from edge_agent.cache.build import build_cache, running
 from edge_agent.capture import Capture, Witness
 from edge_agent.capture.broadcast import Broadcast
+from edge_agent.capture.earwitness import Earwitness
 from edge_agent.capture.picture_store import PictureKind, PictureStore
 from edge_agent.capture_api import CaptureParts
 from edge_agent.credentials import CredentialFiles, LocalKey
 from edge_agent.database import Database
 from edge_agent.documents import Documents
+from edge_agent.example_labels import ExampleLabels
 from edge_agent.hardware import Hardware
 from edge_agent.inference_service import InferenceService, Slots
 from edge_agent.labelled_folder import LabelledFolder
@@ -116,19 +127,19 @@ class _Agent:
         return loops
 
     async def _begin_looking(self) -> None:
-        """Put the detector in service, then look for ever."""
+        """Put the detector in service, then look and listen for ever; without a detector listen only."""
         try:
             model = await asyncio.wrap_future(self.detector)
         except PrimeSparkError as error:
             log.error("detector_not_loaded", code=error.code, cause=error.message, remedy=error.remedy)
-            return
-        if model is None:
-            return
-        detector = self.accelerator.detector(model)
-        # First: without a name it answers for its type, the standby by its own name.
-        self.service.slots.put(detector)
-        if detector.name != model.name:
-            self.service.slots.put(model)
+            model = None
+        detector = None
+        if model is not None:
+            detector = self.accelerator.detector(model)
+            # First: without a name it answers for its type, the standby by its own name.
+            self.service.slots.put(detector)
+            if detector.name != model.name:
+                self.service.slots.put(model)
         if self.sight.capture is not None:
             await self.sight.capture.run(detector)
 
@@ -139,7 +150,7 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     queue = OfflineQueue(database, edge.offline)
     documents = Documents(database, edge.device_id)
     # Cameras need it from the first frame on; without any it is loaded as the others are.
-    is_loaded = settings.features.capture or edge.inference.accelerator.detector is not None
+    is_loaded = settings.looks or edge.inference.accelerator.detector is not None
     loaded_at_start = frozenset({DETECTOR} if is_loaded else ())
     accelerator = Accelerator(edge.inference)
     service = InferenceService(Slots(), edge.inference, loaded_at_start, accelerator.is_wanted)
@@ -180,7 +191,8 @@ def _capture_parts(settings: Settings, folder: Path, service: InferenceService, 
     broadcast = Broadcast()
     minimum_score = settings.edge.inference.minimum_score
     witness = Witness(looking, minimum_score, queue, pictures, broadcast)
-    capture = Capture(looking, service, witness) if settings.features.capture else None
+    earwitness = Earwitness(looking, queue, pictures[PictureKind.EVENT], broadcast)
+    capture = Capture(looking, service, witness, earwitness) if settings.features.capture else None
     return CaptureParts(capture, witness, pictures, broadcast)
 
 
@@ -232,6 +244,7 @@ def _build_app(
             api.router,
             cache_api.router,
             capture_api.router,
+            examples_api.router,
             openai_api.router,
             open_inference.router,
             open_inference.health_router(readiness, settings.security.open_health),
@@ -242,12 +255,13 @@ def _build_app(
         summary=summary,
         max_body_bytes=settings.edge.inference.max_body_bytes,
         open_health=settings.security.open_health,
-        error_member_under=open_inference.PREFIX,
         lifespan=lifespan,
+        problem_members={"/v1": openai_api.error_members, open_inference.PREFIX: open_inference.error_members},
     )
     app.state.device = device
     app.state.open_inference_turns = open_inference.Turns()
     app.state.capture_parts = sight
+    app.state.example_labels = ExampleLabels(sight.pictures[PictureKind.EXAMPLE], device.queue, edge.capture.images)
     app.state.cache = cache
     limits = settings.edge.inference
     app.state.preprocessing = EdgePreprocessingPipeline(

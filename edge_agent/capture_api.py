@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from edge_agent.capture import Capture, Witness
 from edge_agent.capture.broadcast import Broadcast
-from edge_agent.capture.looking import Watched
 from edge_agent.capture.picture_store import Picture, PictureKind, PictureStore
 from edge_agent.capture.pictures import draw_boxes, encode_jpeg
+from edge_agent.capture.watching import Watched
 from edge_agent.capture.witness import Latest
 from primespark.core.clock import to_rfc3339
 from primespark.core.web import Role, require
@@ -74,15 +74,15 @@ async def list_snapshots(
 ) -> dict[str, Any]:
     """Kept pictures of a kind, the newest first, with what was known when they were taken."""
     found = await asyncio.to_thread(here.pictures[kind].list, cursor, limit)
-    return {"items": [_describe_picture(picture) for picture in found.pictures], "next_cursor": found.next_cursor}
+    return {"items": [describe_picture(picture) for picture in found.pictures], "next_cursor": found.next_cursor}
 
 
 @router.get("/snapshots/{picture_id}", dependencies=[Viewer])
 async def read_snapshot(picture_id: str, here: Here) -> Response:
-    """A kept picture."""
+    """A kept picture or sound."""
     kind = PictureKind.EXAMPLE if picture_id.startswith(PictureKind.EXAMPLE) else PictureKind.EVENT
-    data = await asyncio.to_thread(here.pictures[kind].read, picture_id)
-    return Response(data, media_type="image/jpeg", headers=_HEADERS)
+    data, media_type = await asyncio.to_thread(here.pictures[kind].read_file, picture_id)
+    return Response(data, media_type=media_type, headers=_HEADERS)
 
 
 @router.get("/events", dependencies=[Viewer])
@@ -114,8 +114,15 @@ def _describe_source(watched: Watched) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _describe_picture(picture: Picture) -> dict[str, Any]:
-    return {**picture.note, "id": picture.id, "time": to_rfc3339(picture.time), "bytes": picture.bytes}
+def describe_picture(picture: Picture) -> dict[str, Any]:
+    """A kept picture as the lists of this API show it."""
+    return {
+        **picture.note,
+        "id": picture.id,
+        "time": to_rfc3339(picture.time),
+        "media_type": picture.media_type,
+        "bytes": picture.bytes,
+    }
 
 
 def _draw(latest: Latest, boxes: bool) -> bytes:

@@ -161,6 +161,17 @@ class InferenceService:
         self._note_first()
         return found
 
+    async def hear(self, samples: NDArray[np.float32]) -> Inference:
+        """Inference on a window of a microphone, float32 [n] of -1..1 at 16 kHz, by the live model for sounds.
+
+        Raises:
+            OverloadedError: Code `inference_busy`: too many wait.
+        """
+        model = await self._model(None, ModelType.AUDIO)
+        found = await self._run(lambda: samples, model)
+        self._note_first()
+        return found
+
     async def answer(
         self,
         given: Given,

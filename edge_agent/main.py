@@ -57,7 +57,7 @@ def _only_one(folder: Path) -> Iterator[None]:
 def _load_detector(settings: Settings) -> Future[ServedModel | None]:
     """The detector for the cameras and to stand by; where neither is, none: it is loaded when it is first asked for."""
     loading: Future[ServedModel | None] = Future()
-    if not settings.features.capture and settings.edge.inference.accelerator.detector is None:
+    if not settings.looks and settings.edge.inference.accelerator.detector is None:
         loading.set_result(None)
         return loading
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -21,6 +22,9 @@ from primespark.inference.predictions import Completion
 
 router = APIRouter(prefix="/v1")
 _MAX_MESSAGES = 1000
+# OpenAI's own names for what a client did wrong; all others are the server's.
+_THEIR_FAULT = "invalid_request_error"
+_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class _Asked(BaseModel):
@@ -86,6 +90,24 @@ async def complete(request: Request, here: Here, _: Operator) -> Response:
     return StreamingResponse(_joined(first, pieces), media_type="text/event-stream")
 
 
+def error_members(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """The member `error` as OpenAI's clients read it, from those of a problem.
+
+    Args:
+        problem: `status`, `code` and `detail`; `remedy` and `errors` where there are any.
+    """
+    status, faults, remedy = problem["status"], problem.get("errors"), problem.get("remedy")
+    kind = _ERROR_TYPES.get(status, "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else _THEIR_FAULT)
+    return {
+        "error": {
+            "message": f"{problem['detail']}; {remedy}" if remedy else problem["detail"],
+            "type": kind,
+            "param": faults[0]["loc"] or None if faults else None,
+            "code": problem["code"],
+        }
+    }
+
+
 async def _stream(here: Device, asked: ChatRequest) -> AsyncIterator[str]:
     identity = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.model}
 
@@ -113,7 +135,8 @@ async def _joined(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
             yield event
     except PrimeSparkError as error:
         # The status is sent; OpenAI's clients raise what stands under `error`.
-        yield _event({"error": {"code": error.code, "message": error.message, "type": "server_error"}})
+        problem = {"status": error.http_status, "code": error.code, "detail": error.message, "remedy": error.remedy}
+        yield _event(error_members(problem))
 
 
 def _whole(asked: ChatRequest, answer: Completion) -> dict[str, Any]:

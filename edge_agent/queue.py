@@ -128,6 +128,14 @@ class OfflineQueue:
             lambda connection: [key for key in keys if connection.execute(known, (key,)).fetchone() is None]
         )
 
+    async def remembered(self, prefix: str) -> list[str]:
+        """Keys under which something was enqueued that begin with `prefix`, in their order."""
+        select = "SELECT key FROM remembered WHERE key >= ? AND key < ? ORDER BY key"
+        bounds = prefix, f"{prefix}\U0010ffff"
+        return await self._database.run(
+            lambda connection: [str(key) for (key,) in connection.execute(select, bounds).fetchall()]
+        )
+
     async def status(self) -> QueueStatus:
         """What waits and how far each stream has come."""
         return await self._database.run(_read_status)

@@ -18,13 +18,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.child_process import kill_and_wait
 from primespark.core.capture_settings import SourceSettings
 from primespark.errors import InvalidInputError, MissingDependencyError, PrimeSparkError, UnavailableError
 
 _CHANNELS = 3
 # Python and OpenCV load in half a second; a small computer under load takes many times that.
 _LOAD_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = 2.0
 # FFmpeg gives up later than its device does, which knows why.
 _PATIENCE = 2.0
 # OpenCV 4 asks for UDP, where a lost packet is a torn picture, OpenCV 5 for TCP.
@@ -117,20 +117,9 @@ async def open_camera(source: SourceSettings, max_pixels: int) -> AsyncIterator[
             await camera.load(_task(source, descriptor, max_pixels))
             yield camera
         finally:
-            await _end(process)
+            await kill_and_wait(process)
     finally:
         os.close(descriptor)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill it and wait until it is gone; a device that stops does not wait long for what the kernel cannot end."""
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    current = asyncio.current_task()
-    is_stopping = current is not None and current.cancelling() > 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_STOP_TIMEOUT_S if is_stopping else None):
-            await process.wait()
 
 
 def _task(source: SourceSettings, descriptor: int, max_pixels: int) -> dict[str, Any]:

@@ -6,16 +6,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from primespark.core.capture_settings import CaptureSettings, SourceSettings
+from primespark.core.capture_settings import SOURCE_KINDS, CaptureSettings, SourceSettings
 
 _MAX_NAME = 48
 
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredSource:
-    """A source as it is looked at.
+    """A source as it is looked at, or listened to.
 
     Attributes:
+        frames_per_second: Of a microphone, windows.
         frame_name: What its frames are called after; None leaves that to the path.
     """
 
@@ -30,8 +31,8 @@ class ConfiguredSource:
 
     @property
     def kind(self) -> str:
-        """Which of `path`, `url`, `device` and `csi` it is."""
-        return next(kind for kind in ("path", "url", "device", "csi") if getattr(self.settings, kind) is not None)
+        """Which of `path`, `url`, `device`, `csi` and `microphone` it is."""
+        return next(kind for kind in SOURCE_KINDS if getattr(self.settings, kind) is not None)
 
 
 def configured_sources(settings: CaptureSettings) -> list[ConfiguredSource]:
@@ -41,6 +42,8 @@ def configured_sources(settings: CaptureSettings) -> list[ConfiguredSource]:
     for source in settings.sources:
         if isinstance(source, SourceSettings):
             pace = source.frames_per_second or settings.frames_per_second
+            if source.microphone is not None:
+                pace = 1 / source.listening.hop_s
             found.append(ConfiguredSource(source, pace, source.name))
         else:
             named = SourceSettings(name=_free_name(source, taken), path=source or ".")

@@ -1,7 +1,7 @@
-"""Pictures kept on the device: a folder of JPEG files within bytes and days, each whole or absent whatever is killed.
+"""Pictures and sounds kept on the device: files within bytes and days, each whole or absent whatever is killed.
 
 A file's name is its id: kind, time and a random part, so names in order are times in order. What is known of a picture
-is JSON in the file's own comment: there is no index that could differ from the files.
+or sound is JSON in the file's own comment: there is no index that could differ from the files.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from prometheus_client import Gauge
 
 from edge_agent.capture.pictures import Pixels, encode_jpeg, read_comment
+from edge_agent.capture.sounds import Samples, encode_flac, read_flac_comment
 from primespark.core.capture_settings import KeptSettings
 from primespark.core.clock import wall_clock_ms
 from primespark.core.paths import private_directory, write_private
@@ -30,10 +31,13 @@ from primespark.errors import NotFoundError, TooLargeError, UnavailableError
 
 # A JPEG comment has at most 65,533 bytes.
 MAX_NOTE_BYTES = 32 * 1024
+_PICTURE, _SOUND = ".jpg", ".flac"
+_MEDIA_TYPES = {_PICTURE: "image/jpeg", _SOUND: "audio/flac"}
+_READ_COMMENT = {_PICTURE: read_comment, _SOUND: read_flac_comment}
 _DAY_MS = 86_400_000
 _ID = re.compile(r"(event|example)-(\d{13})-[0-9a-f]{8}")
 
-BYTES = Gauge("primespark_capture_pictures_bytes", "Bytes of pictures kept on the device.", ["kind"])
+BYTES = Gauge("primespark_capture_pictures_bytes", "Bytes of pictures and sounds kept on the device.", ["kind"])
 
 
 class PictureKind(StrEnum):
@@ -45,12 +49,21 @@ class PictureKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A kept picture; `note` is what was known when it was taken."""
+    """A kept picture or sound; `note` is what was known when it was taken."""
 
     id: str
     time: datetime
+    media_type: str
     bytes: int
     note: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What is on disk under an id."""
+
+    suffix: str
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,7 @@ class Page:
 
 
 class PictureStore:
-    """The pictures of one kind; safe for threads, one process at a time.
+    """The pictures and sounds of one kind; safe for threads, one process at a time.
 
     Args:
         folder: Of these pictures alone; made when missing.
@@ -86,7 +99,7 @@ class PictureStore:
         self._minimum_free_disk_bytes = minimum_free_disk_bytes
         self._clock_ms = clock_ms
         self._lock = threading.Lock()
-        self._sizes: dict[str, int] | None = None
+        self._files: dict[str, _File] | None = None
 
     def keep(self, pixels: Pixels, note: dict[str, Any], daily_bytes: int | None = None) -> str | None:
         """Keep a picture, on disk when this returns; the oldest make room for it.
@@ -103,101 +116,117 @@ class PictureStore:
             UnavailableError: Code `disk_full` or `disk_error`.
             TooLargeError: The note.
         """
-        comment = json.dumps(note).encode()
-        if len(comment) > MAX_NOTE_BYTES:
-            raise TooLargeError(f"a note of {len(comment)} bytes, limit {MAX_NOTE_BYTES}")
-        data = encode_jpeg(pixels, comment=comment)
+        return self._keep(encode_jpeg(pixels, comment=_comment(note)), _PICTURE, daily_bytes)
+
+    def keep_sound(self, samples: Samples, note: dict[str, Any]) -> str | None:
+        """Keep a sound, float32 [n] of -1..1 at 16 kHz, as `keep` a picture."""
+        return self._keep(encode_flac(samples, comment=_comment(note)), _SOUND, None)
+
+    def _keep(self, data: bytes, suffix: str, daily_bytes: int | None) -> str | None:
         with self._lock:
             try:
-                return self._write(data, daily_bytes)
+                return self._write(data, suffix, daily_bytes)
             except OSError as error:
                 raise UnavailableError(
-                    f"a picture cannot be written: {error.strerror}", remedy="check the disk", code="disk_error"
+                    f"a file cannot be written: {error.strerror}", remedy="check the disk", code="disk_error"
                 ) from None
 
-    def _write(self, data: bytes, daily_bytes: int | None) -> str | None:
-        sizes, now_ms = self._load(), self._clock_ms()
-        if daily_bytes is not None and _bytes_since(sizes, now_ms - now_ms % _DAY_MS) + len(data) > daily_bytes:
+    def _write(self, data: bytes, suffix: str, daily_bytes: int | None) -> str | None:
+        files, now_ms = self._load(), self._clock_ms()
+        if daily_bytes is not None and _bytes_since(files, now_ms - now_ms % _DAY_MS) + len(data) > daily_bytes:
             return None
-        self._make_room(sizes, len(data))
+        self._make_room(files, len(data))
         if shutil.disk_usage(self._folder).free - len(data) < self._minimum_free_disk_bytes:
-            raise UnavailableError("no space for a picture", remedy="free disk space", code="disk_full")
+            raise UnavailableError("no space for a file", remedy="free disk space", code="disk_full")
         picture_id = f"{self._kind}-{now_ms:013d}-{secrets.token_hex(4)}"
-        write_private(self._path(picture_id), data)
-        sizes[picture_id] = len(data)
-        self._export(sizes)
+        write_private(self._path(picture_id, suffix), data)
+        files[picture_id] = _File(suffix, len(data))
+        self._export(files)
         return picture_id
 
     def expire(self) -> None:
         """Remove what is too old."""
         with self._lock:
-            sizes = self._load()
-            self._make_room(sizes, 0)
-            self._export(sizes)
+            files = self._load()
+            self._make_room(files, 0)
+            self._export(files)
 
     def list(self, before: str | None, limit: int) -> Page:
         """The newest first, at most `limit` of those with an id below `before`."""
         with self._lock:
-            ids = sorted((key for key in self._load() if before is None or key < before), reverse=True)[:limit]
-        pictures = (self._describe(key) for key in ids)
+            files = self._load()
+            ids = sorted((key for key in files if before is None or key < before), reverse=True)[:limit]
+            found = [(key, files[key].suffix) for key in ids]
+        pictures = (self._describe(key, suffix) for key, suffix in found)
         next_cursor = ids[-1] if len(ids) == limit else None
         return Page([picture for picture in pictures if picture is not None], next_cursor)
 
     def read(self, picture_id: str) -> bytes:
-        """The JPEG file.
+        """The file's bytes, see `read_file`."""
+        return self.read_file(picture_id)[0]
+
+    def read_file(self, picture_id: str) -> tuple[bytes, str]:
+        """The file's bytes and media type.
 
         Raises:
             NotFoundError: No such picture, or no longer.
         """
         # Only names that this store has listed itself reach the file system.
         with self._lock:
-            is_known = picture_id in self._load()
+            file = self._load().get(picture_id)
         with suppress(FileNotFoundError):
-            if is_known:
-                return self._path(picture_id).read_bytes()
+            if file is not None:
+                return self._path(picture_id, file.suffix).read_bytes(), _MEDIA_TYPES[file.suffix]
         raise NotFoundError(f"no picture {picture_id[:64]!r}", remedy="list them with GET /api/v1/snapshots")
 
-    def _load(self) -> dict[str, int]:
-        """Sizes by id; read from the folder the first time, when remains of interrupted writes are removed too."""
-        if self._sizes is None:
+    def _load(self) -> dict[str, _File]:
+        """What is kept, by id; read from the folder the first time, when remains of interrupted writes are removed."""
+        if self._files is None:
             private_directory(self._folder)
-            self._sizes = {}
+            self._files = {}
             for entry in os.scandir(self._folder):
-                name = entry.name.removesuffix(".jpg")
-                if _ID.fullmatch(name) and name.startswith(self._kind):
-                    self._sizes[name] = entry.stat().st_size
+                name, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (a name, no path)
+                if suffix in _MEDIA_TYPES and _ID.fullmatch(name) and name.startswith(self._kind):
+                    self._files[name] = _File(suffix, entry.stat().st_size)
                 elif entry.name.startswith(".") and entry.name.endswith(".staging"):
                     Path(entry.path).unlink(missing_ok=True)
-        return self._sizes
+        return self._files
 
-    def _make_room(self, sizes: dict[str, int], size: int) -> None:
+    def _make_room(self, files: dict[str, _File], size: int) -> None:
         oldest_ms = self._clock_ms() - self._limits.max_days * _DAY_MS
-        total = sum(sizes.values()) + size
-        for key in sorted(sizes):
+        total = sum(file.bytes for file in files.values()) + size
+        for key in sorted(files):
             if total <= self._limits.max_bytes and _time_ms(key) >= oldest_ms:
                 return
-            self._path(key).unlink(missing_ok=True)
-            total -= sizes.pop(key)
+            self._path(key, files[key].suffix).unlink(missing_ok=True)
+            total -= files.pop(key).bytes
 
-    def _describe(self, picture_id: str) -> Picture | None:
+    def _describe(self, picture_id: str, suffix: str) -> Picture | None:
         """What is known of a picture; None when it has gone, or a power cut left it empty."""
         try:
-            data = self._path(picture_id).read_bytes()
-            note = json.loads(read_comment(data))
+            data = self._path(picture_id, suffix).read_bytes()
+            note = json.loads(_READ_COMMENT[suffix](data))
         except (OSError, ValueError):
             return None
         time = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=_time_ms(picture_id))
-        return Picture(picture_id, time, len(data), note)
+        return Picture(picture_id, time, _MEDIA_TYPES[suffix], len(data), note)
 
-    def _path(self, picture_id: str) -> Path:
-        return self._folder / f"{picture_id}.jpg"
+    def _path(self, picture_id: str, suffix: str) -> Path:
+        return self._folder / f"{picture_id}{suffix}"
 
-    def _export(self, sizes: dict[str, int]) -> None:
-        BYTES.labels(self._kind.value).set(sum(sizes.values()))
+    def _export(self, files: dict[str, _File]) -> None:
+        BYTES.labels(self._kind.value).set(sum(file.bytes for file in files.values()))
 
 
-def _bytes_since(sizes: dict[str, int], time_ms: int) -> int:
-    return sum(size for key, size in sizes.items() if _time_ms(key) >= time_ms)
+def _comment(note: dict[str, Any]) -> bytes:
+    comment = json.dumps(note).encode()
+    if len(comment) > MAX_NOTE_BYTES:
+        raise TooLargeError(f"a note of {len(comment)} bytes, limit {MAX_NOTE_BYTES}")
+    return comment
+
+
+def _bytes_since(files: dict[str, _File], time_ms: int) -> int:
+    return sum(file.bytes for key, file in files.items() if _time_ms(key) >= time_ms)
 
 
 def _time_ms(picture_id: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,6 +61,26 @@ def encode_jpeg(pixels: Pixels, max_bytes: int = MAX_BYTES, comment: bytes = b""
             if file.tell() <= max_bytes or (quality == _QUALITIES[-1] and side == 1):
                 return file.getvalue()
         side = max(max(image.size) // 2, 1)
+
+
+def encode_png(pixels: Pixels, max_bytes: int) -> bytes:
+    """A PNG of at most `max_bytes`, at least 1 KiB; scaled down until it has no more.
+
+    Args:
+        pixels: uint8 [height, width, 3] RGB.
+        max_bytes: Of the file.
+    """
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    while True:
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        if file.tell() <= max_bytes:
+            return file.getvalue()
+        # A little smaller than the ratio of the bytes asks for, so that two or three rounds are enough.
+        scale = min(0.95 * math.sqrt(max_bytes / file.tell()), 0.9)
+        image = image.resize((max(int(image.width * scale), 1), max(int(image.height * scale), 1)), reducing_gap=2.0)
 
 
 def read_comment(data: bytes) -> bytes:

@@ -182,6 +182,7 @@ class Witness:
         if reason is not None:
             note = {
                 "reason": reason, "source": source.name, "frame": sight.frame_name, "model": found.model,
+                "image_width": pixels.shape[1], "image_height": pixels.shape[0],
                 "model_version": found.model_version, "model_digest": found.model_digest,
                 "predictions": found.predictions[:_MAX_NOTED],
             }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -33,6 +33,12 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 _CPU = "cpu"
 
 router = APIRouter(prefix=PREFIX)
+
+
+def error_members(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """The member `error` as clients of the protocol read it: a text, from the members of a problem."""
+    detail, remedy = problem["detail"], problem.get("remedy")
+    return {"error": f"{detail}; {remedy}" if remedy else detail}
 
 
 @dataclass(frozen=True, slots=True)

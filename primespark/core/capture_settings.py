@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Discriminator,
     Field,
     SecretStr,
@@ -25,7 +26,18 @@ MAX_SOURCES = 64
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Point = tuple[Fraction, Fraction]
 FramesPerSecond = Annotated[float, Field(gt=0, le=1000)]
-ImagePolicy = Literal["off", "crops", "full"]
+
+
+def _word(value: Any) -> Any:
+    """`off` as a word: YAML reads it as false where it stands without quotes."""
+    return "off" if value is False else value
+
+
+ImagePolicy = Annotated[Literal["off", "crops", "full"], BeforeValidator(_word)]
+SoundPolicy = Annotated[Literal["off", "clips"], BeforeValidator(_word)]
+SOURCE_KINDS = ("path", "url", "device", "csi", "microphone")
+# What the models for sounds tell.
+SOUND_LABELS = ("speech",)
 
 
 class RegionSettings(Section):
@@ -84,15 +96,29 @@ def _device(value: int | str) -> int | str:
     return value
 
 
+class ListeningSettings(Section):
+    """How a microphone is listened to: windows of `window_s`, each beginning `hop_s` after the one before."""
+
+    window_s: Annotated[float, Field(ge=0.5, le=10)] = 2.0
+    hop_s: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+
+    @model_validator(mode="after")
+    def _leaves_no_gap(self) -> Self:
+        if self.hop_s > self.window_s:
+            raise ValueError("hop_s must not be above window_s: what lies between would not be heard")
+        return self
+
+
 class SourceSettings(Section):
-    """One source: exactly one of `path`, `url`, `device`, `csi` says where its frames are.
+    """One source: exactly one of `path`, `url`, `device`, `csi`, `microphone` says where it is.
 
     Attributes:
         path: `samples`, an image, a folder of images, or a video file.
         url: An RTSP or HTTP stream; may hold a password.
         device: A V4L2 camera by number or path.
         csi: A CSI camera by its number in picamera2.
-        silence_s: A camera or stream without a frame for so long is opened anew.
+        microphone: A name of ALSA: `default`, `plughw:CARD=Device`.
+        silence_s: A camera, stream or microphone that gives nothing for so long is opened anew.
     """
 
     name: Name
@@ -100,19 +126,34 @@ class SourceSettings(Section):
     url: Annotated[SecretStr, AfterValidator(_stream_url)] | None = None
     device: Annotated[_Index | str, AfterValidator(_device)] | None = None
     csi: Annotated[int, Field(ge=0, le=15)] | None = None
+    microphone: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_:=,./-]{0,127}$")] | None = None
     frames_per_second: FramesPerSecond | None = None
     region: RegionSettings = RegionSettings()
+    listening: ListeningSettings = ListeningSettings()
     silence_s: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
     rules: Annotated[tuple[EventRule, ...], Field(max_length=32)] = ()
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
-        given = [name for name in ("path", "url", "device", "csi") if getattr(self, name) is not None]
+        given = [name for name in SOURCE_KINDS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give one of path, url, device, csi, not {' and '.join(given) or 'none'}")
+            raise ValueError(f"give one of {', '.join(SOURCE_KINDS)}, not {' and '.join(given) or 'none'}")
         names = [rule.name for rule in self.rules]
         if len(set(names)) < len(names):
             raise ValueError("two rules have one name")
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_has(self) -> Self:
+        is_heard = self.microphone is not None
+        foreign = {"region", "frames_per_second"} if is_heard else {"listening"}
+        if given := sorted(foreign & self.model_fields_set):
+            raise ValueError(f"{' and '.join(given)} are not of a {'microphone' if is_heard else 'camera'}")
+        for rule in self.rules if is_heard else ():
+            if rule.zone is not None:
+                raise ValueError(f"the rule {rule.name} has a zone, and sounds have none")
+            if unknown := sorted(set(rule.labels) - set(SOUND_LABELS)):
+                raise ValueError(f"{unknown[0]} is not heard; there is {', '.join(SOUND_LABELS)}")
         return self
 
 
@@ -165,9 +206,15 @@ class CaptureSettings(Section):
     frames_per_second: FramesPerSecond = 2.0
     loop: bool = True
     images: ImagePolicy = "off"
+    sounds: SoundPolicy = "off"
     tracking: TrackingSettings = TrackingSettings()
     snapshots: KeptSettings = KeptSettings()
     hard_examples: HardExampleSettings = HardExampleSettings()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a source gives images."""
+        return any(isinstance(source, str) or source.microphone is None for source in self.sources)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -306,6 +306,11 @@ class Settings(BaseSettings):
         """Only the explicit sources of `load_settings`: no .env file, no secrets directory."""
         return (init_settings,)
 
+    @property
+    def looks(self) -> bool:
+        """Whether the device has cameras, or files in their place, which need a detector from the start."""
+        return self.features.capture and self.edge.capture.has_images
+
     def require_store_url(self) -> str:
         """The store's URL.
 

@@ -38,9 +38,13 @@ def check_text(*texts: str) -> None:
     Raises:
         InvalidInputError: Code `unstorable_value`.
     """
-    for text in texts:
-        if "\x00" in text or not (text.isascii() or _is_encodable(text)):
-            raise _unstorable()
+    if not all(is_storable_text(text) for text in texts):
+        raise _unstorable()
+
+
+def is_storable_text(text: str) -> bool:
+    """Whether a `text` column can keep it: no NUL, no half of a surrogate pair."""
+    return "\x00" not in text and (text.isascii() or _is_encodable(text))
 
 
 def clean_text(text: str) -> str:

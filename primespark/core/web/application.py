@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import structlog
@@ -36,8 +36,8 @@ def create_app(
     summary: Summary,
     max_body_bytes: int,
     open_health: bool,
-    error_member_under: str | None = None,
     lifespan: Any = None,
+    problem_members: Mapping[str, problems.Members] | None = None,
 ) -> FastAPI:
     """A service with health and metrics pages, problem+json errors, and access refused unless a route allows it.
 
@@ -49,8 +49,9 @@ def create_app(
         summary: The object `/health` answers.
         max_body_bytes: Bound of a request body, as sent and as decoded.
         open_health: Whether `/health` and `/metrics` are open from loopback.
-        error_member_under: Path below which the text of an error is told in the member `error` as well.
         lifespan: As in Starlette.
+        problem_members: By prefix of the path (`/v1`), what errors there have beside the members of a problem. No
+            prefix is the beginning of another.
 
     Raises:
         ConfigurationError: A route states no policy.
@@ -59,9 +60,10 @@ def create_app(
         title=title, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=lifespan
     )
     app.state.authenticate = authenticate
+    app.state.problem_members = dict(problem_members or {})
     app.state.max_body_bytes = max_body_bytes
     app.state.body_budget = budget = BodyBudget(max_body_bytes)
-    problems.install(app, error_member_under)
+    problems.install(app)
     app.include_router(_health_router(readiness, summary, open_health))
     for router in routers:
         app.include_router(router)
@@ -130,7 +132,8 @@ class _Observed:
             except Exception:
                 log.exception("request_crashed", path=scope["path"])
                 if status == 0:
-                    answer = problems.problem(500, "internal", "an error of ours", remedy=f"see the log: {request_id}")
+                    remedy = f"see the log: {request_id}"
+                    answer = problems.problem(500, "internal", "an error of ours", remedy=remedy, scope=scope)
                     await answer(scope, receive, observed_send)
             finally:
                 self._budget.release(scope)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Scope
 
 from primespark.core.logging import get_logger
 from primespark.errors import PrimeSparkError
@@ -25,6 +26,9 @@ MAX_DESCRIBED = 20
 _MAX_TEXT = 200
 _RETRY_AFTER_S = 1
 
+# From the members of a problem to more of them, for clients that read errors in a form of their own.
+Members = Callable[[Mapping[str, Any]], dict[str, Any]]
+
 log = get_logger(__name__)
 
 
@@ -36,18 +40,18 @@ def problem(
     remedy: str = "",
     errors: list[dict[str, object]] | None = None,
     headers: dict[str, str] | None = None,
-    with_error: bool = False,
+    scope: Scope | None = None,
 ) -> Response:
     """A problem+json answer; 429 and 503 always say when to try again.
 
     Args:
         status: Of HTTP.
-        code: Stable, for programs.
-        detail: What happened, for people.
-        remedy: What to do about it.
-        errors: Its parts.
+        code: Stable, of the error tree.
+        detail: What happened.
+        remedy: What to do next.
+        errors: Faults of a validation.
         headers: Further ones.
-        with_error: Whether to tell it in a member `error` as well.
+        scope: Of the request: its path may give the answer further members, see `create_app`.
     """
     headers = dict(headers or {})
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
@@ -63,14 +67,14 @@ def problem(
         body["remedy"] = remedy
     if errors:
         body["errors"] = errors
-    if with_error:
-        body["error"] = f"{detail}; {remedy}" if remedy else detail
+    if scope is not None:
+        body |= _further_members(scope, body)
     # ASCII, so that a lone surrogate quoted from a request cannot break the answer.
     return Response(json.dumps(body, ensure_ascii=True), status, headers, MEDIA_TYPE)
 
 
-def from_error(error: PrimeSparkError, with_error: bool = False) -> Response:
-    """The answer for one of our errors; `with_error` as in `problem`."""
+def from_error(error: PrimeSparkError, scope: Scope | None = None) -> Response:
+    """The answer for one of our errors, see `problem`."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
@@ -78,41 +82,41 @@ def from_error(error: PrimeSparkError, with_error: bool = False) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     return problem(
         error.http_status, error.code, error.message, remedy=error.remedy, errors=error.errors, headers=headers,
-        with_error=with_error,
+        scope=scope,
     )  # fmt: skip
 
 
-def is_under(path: str, prefix: str | None) -> bool:
-    """Whether a path is `prefix` or below it; nothing is below None."""
-    return prefix is not None and (path == prefix or path.startswith(f"{prefix}/"))
+def _further_members(scope: Scope, body: Mapping[str, Any]) -> dict[str, Any]:
+    by_prefix: Mapping[str, Members] = getattr(scope["app"].state, "problem_members", {})
+    found = [members for prefix, members in by_prefix.items() if f"{scope['path']}/".startswith(f"{prefix}/")]
+    return found[0](body) if found else {}
 
 
-def install(app: FastAPI, error_member_under: str | None = None) -> None:
-    """Answer every error of `app` as problem+json, under this path with the member `error`, see `problem`."""
-
-    def speaks(request: Request) -> bool:
-        return is_under(request.scope["path"], error_member_under)
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` as problem+json."""
 
     @app.exception_handler(PrimeSparkError)
     async def _ours(request: Request, error: PrimeSparkError) -> Response:
         if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.warning("request_failed", code=error.code, cause=error.message)
-        return from_error(error, speaks(request))
+        return from_error(error, request.scope)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
-        code, headers = CODES.get(error.status_code, OTHER_CODE), dict(error.headers or {})
-        return problem(error.status_code, code, str(error.detail), headers=headers, with_error=speaks(request))
+        code = CODES.get(error.status_code, OTHER_CODE)
+        headers = dict(error.headers or {})
+        return problem(error.status_code, code, str(error.detail), headers=headers, scope=request.scope)
 
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> Response:
         errors = describe(error.errors())
-        detail = summarise(errors, len(error.errors()))
-        return problem(422, "invalid_input", detail, errors=errors, with_error=speaks(request))
+        summary = summarise(errors, len(error.errors()))
+        return problem(422, "invalid_input", summary, errors=errors, scope=request.scope)
 
     @app.exception_handler(ClientDisconnect)
-    async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
-        return problem(400, "truncated_body", "the connection ended before the body did", remedy="send it again")
+    async def _gone(request: Request, _error: ClientDisconnect) -> Response:
+        detail = "the connection ended before the body did"
+        return problem(400, "truncated_body", detail, remedy="send it again", scope=request.scope)
 
 
 def describe(faults: Sequence[Any]) -> list[dict[str, object]]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from edge_agent.capture import Capture, Witness
 from edge_agent.capture.broadcast import Broadcast
+from edge_agent.capture.earwitness import Earwitness
 from edge_agent.capture.picture_store import PictureKind, PictureStore
 from edge_agent.database import Database
 from edge_agent.inference_service import InferenceService
@@ -96,4 +97,5 @@ def build_capture(
     broadcast = Broadcast()
     queue = OfflineQueue(database, OfflineSettings())
     witness = Witness(settings, service.settings.minimum_score, queue, pictures, broadcast)
-    return Capture(settings, service, witness, reconnect_base_s), witness, pictures, broadcast
+    earwitness = Earwitness(settings, queue, pictures[PictureKind.EVENT], broadcast)
+    return Capture(settings, service, witness, earwitness, reconnect_base_s), witness, pictures, broadcast

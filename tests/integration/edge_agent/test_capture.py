@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
-from edge_agent.capture.looking import SourceState
+from edge_agent.capture.watching import SourceState
 from edge_agent.database import Database
 from edge_agent.inference_service import InferenceService, Slots
 from primespark.core.capture_settings import CaptureSettings

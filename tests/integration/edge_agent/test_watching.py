@@ -22,8 +22,8 @@ from prometheus_client import REGISTRY
 
 from edge_agent.capture import Capture, Witness
 from edge_agent.capture.broadcast import Broadcast
-from edge_agent.capture.looking import SourceState
 from edge_agent.capture.picture_store import PictureKind, PictureStore
+from edge_agent.capture.watching import SourceState
 from edge_agent.database import Database
 from edge_agent.inference_service import InferenceService, Slots
 from primespark.core.capture_settings import CaptureSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,7 +63,11 @@ def router() -> APIRouter:
 
 
 def make(
-    routers: list[APIRouter], missing: dict[str, str] | None = None, open_health: bool = False, limit: int = LIMIT
+    routers: list[APIRouter],
+    missing: dict[str, str] | None = None,
+    open_health: bool = False,
+    limit: int = LIMIT,
+    members: dict[str, problems.Members] | None = None,
 ) -> Any:
     async def readiness() -> dict[str, str]:
         return missing or {}
@@ -79,6 +83,7 @@ def make(
         summary=summary,
         max_body_bytes=limit,
         open_health=open_health,
+        problem_members=members,
     )
 
 
@@ -125,6 +130,29 @@ def test_roles(client: Client, key: str | None, status: int) -> None:
     if status != 200:
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["code"] in {"unauthenticated", "forbidden"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [
+        ("GET", "/busy", "queue_full"),
+        ("GET", "/crash", "internal"),
+        ("GET", "/nothing", "not_found"),
+        ("PUT", "/busy", "method_not_allowed"),
+        ("POST", "/readings", "unsupported_media"),
+    ],
+)
+def test_every_error_under_a_prefix_has_its_further_members(method: str, path: str, code: str) -> None:
+    def members(problem: Mapping[str, Any]) -> dict[str, Any]:
+        return {"error": f"{problem['code']}: {problem['detail']}"}
+
+    routes = APIRouter()
+    for prefix in ("/v2", "/v20"):
+        routes.include_router(router(), prefix=prefix)
+    client = Client(make([routes], members={"/v2": members}))
+    answer, elsewhere = (client(method, prefix + path).json() for prefix in ("/v2", "/v20"))
+    assert (answer["code"], answer["error"]) == (code, f"{code}: {answer['detail']}")
+    assert (elsewhere["code"], elsewhere.get("error")) == (code, None)
 
 
 JSON = {"Content-Type": "application/json"}

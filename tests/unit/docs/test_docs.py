@@ -11,7 +11,7 @@ import pytest
 import typer
 from fastapi.routing import APIRoute
 
-from edge_agent import api, cache_api, capture_api, openai_api, preprocess_api, records_api
+from edge_agent import api, cache_api, capture_api, examples_api, openai_api, preprocess_api, records_api
 from edge_agent.capture.configured import configured_sources
 from edge_agent.open_inference import routes as open_inference
 from primespark.cli.main import app
@@ -100,8 +100,9 @@ async def _nothing() -> dict[str, str]:
 
 def _routes() -> Iterator[str]:
     routers = (
-        api.router, cache_api.router, capture_api.router, openai_api.router, preprocess_api.router, records_api.router,
-        open_inference.router, open_inference.health_router(_nothing, open_health=True), gate.router, people.router,
+        api.router, cache_api.router, capture_api.router, examples_api.router, openai_api.router,
+        preprocess_api.router, records_api.router, open_inference.router,
+        open_inference.health_router(_nothing, open_health=True), gate.router, people.router,
     )  # fmt: skip
     for router in routers:
         for route in router.routes:
@@ -130,8 +131,9 @@ def test_the_settings_of_the_page_on_capture_are_settings(tmp_path: Path) -> Non
     (tmp_path / "capture.yaml").write_text(written)
     capture = load_settings(tmp_path / "capture.yaml").edge.capture
     sources = configured_sources(capture)
-    assert [source.kind for source in sources] == ["path", "url", "device", "csi"]
-    assert [rule.name for source in sources for rule in source.settings.rules] == ["person-at-door", "parcel-left"]
+    assert [source.kind for source in sources] == ["path", "url", "device", "csi", "microphone"]
+    rules = [rule.name for source in sources for rule in source.settings.rules]
+    assert rules == ["person-at-door", "parcel-left", "somebody-speaks"]
     assert capture.images == "crops"
 
 

@@ -43,8 +43,8 @@ def test_frames_of_a_named_folder_are_called_after_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sources", "told"),
     [
-        ([{"name": "a"}], "give one of path, url, device, csi, not none"),
-        ([{"name": "a", "path": "x", "csi": 0}], "give one of path, url, device, csi, not path and csi"),
+        ([{"name": "a"}], "give one of path, url, device, csi, microphone, not none"),
+        ([{"name": "a", "path": "x", "csi": 0}], "microphone, not path and csi"),
         ([{"name": "a", "url": "ftp://host/x"}], "write rtsp://HOST/PATH"),
         ([{"name": "a", "url": "rtsp://[/x"}], "write rtsp://HOST/PATH"),
         ([{"name": "a", "device": "camera"}], "write a number, or a path like /dev/video0"),
@@ -57,6 +57,15 @@ def test_frames_of_a_named_folder_are_called_after_it(tmp_path: Path) -> None:
         ([{"name": "a", "path": "x", "rules": [{"name": "r", "labels": []}]}], "at least 1 item"),
         ([{"name": "a", "path": "x", "rules": [{"name": "r", "labels": ["cat"]}] * 2}], "two rules have one name"),
         ([{"name": "a", "path": "x", "rules": [{"name": "r", "labels": ["cat"], "zone": [[0, 2]] * 3}]}], "equal to 1"),
+        ([{"name": "a", "microphone": "-D default"}], "sources.0.object.microphone"),
+        ([{"name": "a", "microphone": "default", "region": {}}], "region are not of a microphone"),
+        ([{"name": "a", "csi": 0, "listening": {}}], "listening are not of a camera"),
+        ([{"name": "a", "microphone": "x", "listening": {"window_s": 1, "hop_s": 2}}], "hop_s must not be above"),
+        ([{"name": "a", "microphone": "x", "rules": [{"name": "r", "labels": ["cat"]}]}], "cat is not heard"),
+        (
+            [{"name": "a", "microphone": "x", "rules": [{"name": "r", "labels": ["speech"], "zone": [[0, 1]] * 3}]}],
+            "r has a zone",
+        ),
         ([3], "valid dictionary"),
     ],
     ids=str,
@@ -72,3 +81,25 @@ def test_a_password_in_an_address_is_not_shown() -> None:
     sources = [{"name": "a", "url": "rtsp://user:secret@host/x"}]
     settings = load_settings(overrides={"edge": {"capture": {"sources": sources}}})
     assert "secret" not in str(settings) + settings.model_dump_json()
+
+
+@pytest.mark.parametrize("written", ["off", "'off'"])
+def test_off_is_a_word_with_and_without_quotes(tmp_path: Path, written: str) -> None:
+    file = tmp_path / "device.yaml"
+    file.write_text(f"edge: {{capture: {{images: {written}, sounds: {written}}}}}")
+    capture = load_settings(file).edge.capture
+    assert (capture.images, capture.sounds) == ("off", "off")
+    file.write_text("edge: {capture: {images: yes}}")
+    with pytest.raises(ConfigurationError):
+        load_settings(file)
+
+
+def test_only_sources_of_images_ask_for_a_detector() -> None:
+    desk = {"name": "desk", "microphone": "default"}
+    door = {"name": "door", "csi": 0}
+    found = [
+        load_settings(overrides={"edge": {"capture": {"sources": sources}}}).looks
+        for sources in ([], [desk], [desk, door], [desk, "samples"])
+    ]
+    assert found == [False, False, True, True]
+    assert configured_sources(CaptureSettings.model_validate({"sources": [desk]}))[0].frames_per_second == 1.0

@@ -109,6 +109,28 @@ def test_a_list_is_paged_from_the_newest_with_what_was_noted(tmp_path: Path) -> 
     assert Image.open(io.BytesIO(data)).size == (8, 8)
 
 
+def test_sounds_share_the_bytes_and_the_order_of_pictures(tmp_path: Path) -> None:
+    clock, hiss = Clock(), np.random.default_rng(1).uniform(-1, 1, 20_000).astype(np.float32)
+    for number in range(6):
+        clock.ms += 1000
+        pictures = store(tmp_path, clock, max_bytes=90_000)
+        note = {"number": number, "text": "Tür ☃"}
+        assert pictures.keep_sound(hiss, note) if number % 2 else pictures.keep(noise(60, number), note)
+    seen = store(tmp_path, clock).list(None, 10).pictures
+    assert [(one.note["number"], one.media_type) for one in seen] == [
+        (5, "audio/flac"),
+        (4, "image/jpeg"),
+        (3, "audio/flac"),
+        (2, "image/jpeg"),
+    ]
+    assert sum(one.bytes for one in seen) <= 90_000
+    data, media_type = store(tmp_path, clock).read_file(seen[0].id)
+    assert (data[:4], media_type, len(data)) == (b"fLaC", "audio/flac", seen[0].bytes)
+    clock.ms += 15 * DAY_MS
+    store(tmp_path, clock).expire()
+    assert on_disk(tmp_path) == {}
+
+
 def test_no_path_comes_from_outside(tmp_path: Path) -> None:
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     pictures = store(tmp_path / "kept", Clock())

@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from edge_agent.open_inference.routes import PREFIX, health_router
+from edge_agent.open_inference.routes import PREFIX, error_members, health_router
 from primespark.core.web import Principal, Role, create_app
 
 
@@ -23,7 +23,8 @@ async def asked(path: str, missing: dict[str, str], open_health: bool, host: str
 
     app = create_app(
         title="t", authenticate=authenticate, routers=[health_router(readiness, open_health)], readiness=readiness,
-        summary=summary, max_body_bytes=1000, open_health=open_health, error_member_under=PREFIX,
+        summary=summary, max_body_bytes=1000, open_health=open_health,
+        problem_members={PREFIX: error_members},
     )  # fmt: skip
     transport = httpx2.ASGITransport(app=app, client=(host, 1))
     async with httpx2.AsyncClient(transport=transport, base_url="http://t") as client:

@@ -1,0 +1,1 @@
+"""Microphones, each recorded by a process of its own."""
