@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_agent.placement import Overflow, ProcessorLoad
 from edge_agent.standby import StandbyModel
@@ -18,8 +16,8 @@ from primespark.inference.hailo_health import HailoHealth
 from primespark.inference.models import Model, ServedModel
 
 _VERSION = 1
-# Its answer is of no interest; that there is one is.
-_PROOF = np.zeros((64, 64, 3), dtype=np.uint8)
+# The answer to it is of no interest; that there is one is.
+_NOTHING_TO_SEE = np.zeros((64, 64, 3), dtype=np.uint8)
 # What a HEF answers for these types is read here.
 SERVED_TYPES = frozenset({ModelType.OBJECT_DETECTION})
 
@@ -61,10 +59,15 @@ class Accelerator:
             labels = read_detector_labels(self._settings.accelerator.labels)
             return self._loaded(path, path.stem, _VERSION, labels)
 
-        return StandbyModel(path.stem, load, standby, _PROOF)
+        return StandbyModel(path.stem, load, standby, _see_nothing)
 
     def variants(
-        self, hef: Path, standby: ServedModel, depth: Callable[[], int], workers: int, proof: NDArray[Any] = _PROOF
+        self,
+        hef: Path,
+        standby: ServedModel,
+        depth: Callable[[], int],
+        workers: int,
+        prove: Callable[[ServedModel], None],
     ) -> Model:
         """The two variants of a deployed detector; the processor also helps an accelerator that cannot keep up.
 
@@ -73,13 +76,13 @@ class Accelerator:
             standby: The processor's.
             depth: Requests that wait or run, of all models.
             workers: As many run at once.
-            proof: An input the accelerator answers before requests get there.
+            prove: Asks the accelerator's variant a known input; raises where it is not right.
         """
 
         def load() -> ServedModel:
             return self._loaded(hef, standby.name, standby.version, standby.labels)
 
-        return StandbyModel(standby.name, load, standby, proof, Overflow(depth, workers, self._load))
+        return StandbyModel(standby.name, load, standby, prove, Overflow(depth, workers, self._load))
 
     def close(self) -> None:
         """Give the chip back, after all models on it are closed."""
@@ -97,3 +100,7 @@ class Accelerator:
             minimum_score=self._settings.minimum_score,
             timeout_s=self._settings.accelerator.timeout_s,
         )
+
+
+def _see_nothing(model: ServedModel) -> None:
+    model.predict(_NOTHING_TO_SEE)

@@ -26,6 +26,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
 _END_S = 5.0
 # Before the accelerator answered for the first time.
 LOADING = "accelerator_loading"
+# After another version took its place.
+RETIRED = "accelerator_retired"
 
 ON_ACCELERATOR = Gauge("primespark_inference_on_accelerator", "1 while the accelerator answers.", ["model"])
 SWITCHES = Counter("primespark_inference_switches_total", "From one processor to the other.", ["model", "to", "reason"])
@@ -41,7 +43,7 @@ class StandbyModel:
         name: Theirs.
         load: Loads the accelerator's variant; called on a thread of its own, again after a failure that may pass.
         standby: The processor's variant.
-        proof: An input that the accelerator answers before requests get there.
+        prove: Asks the accelerator's variant a known input before requests get there; raises where it is not right.
         overflow: When the standby helps a busy accelerator; None, as where the two are not of one network: never.
         pauses_s: The first between two attempts to return, and the longest.
     """
@@ -51,14 +53,14 @@ class StandbyModel:
         name: str,
         load: Callable[[], ServedModel],
         standby: ServedModel,
-        proof: NDArray[Any],
+        prove: Callable[[ServedModel], None],
         overflow: Overflow | None = None,
         pauses_s: tuple[float, float] = (_FIRST_PAUSE_S, _LONGEST_PAUSE_S),
     ) -> None:
         self.name = name
         self._load = load
         self._standby = standby
-        self._proof = proof
+        self._ask_known = prove
         self._overflow = overflow
         # More runs at once than processors only take each other's time, and memory.
         self._standby_places = threading.Semaphore(max(1, (os.cpu_count() or 1)))
@@ -120,16 +122,21 @@ class StandbyModel:
         PLACEMENTS.labels(self.name, Reason.PREFERRED).inc()
         return answered
 
-    def close(self) -> None:
-        """Give the accelerator up and release both; answers under way end as if they were open."""
+    def retire(self) -> None:
+        """Give the accelerator up for good; whoever still asks is answered by the standby."""
         with self._changed:
             self._closed = True
+            self._fault = RETIRED
             self._changed.notify_all()
         self._keeper.join(_END_S)
         if self._loaded is not None and not self._keeper.is_alive():
             self._loaded.close()
-        self._standby.close()
         ON_ACCELERATOR.labels(self.name).set(0)
+
+    def close(self) -> None:
+        """Release both; answers under way end as if they were open."""
+        self.retire()
+        self._standby.close()
 
     def _stood_by(self, given: NDArray[Any]) -> Answered:
         PLACEMENTS.labels(self.name, Reason.FAULT).inc()
@@ -187,8 +194,10 @@ class StandbyModel:
     def _prove(self) -> None:
         if self._loaded is None:
             self._loaded = self._load()
-        self._loaded.predict(self._proof)
+        self._ask_known(self._loaded)
         with self._changed:
+            if self._closed:
+                return
             reason, self._fault = self._fault, None
             self._returns += 1
         ON_ACCELERATOR.labels(self.name).set(1)

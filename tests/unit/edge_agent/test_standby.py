@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from edge_agent.placement import Overflow
-from edge_agent.standby import LOADING, StandbyModel
-from primespark.errors import InvalidInputError, UnavailableError
+from edge_agent.standby import LOADING, RETIRED, StandbyModel
+from primespark.errors import ConflictError, IntegrityError, InvalidInputError, UnavailableError
 from primespark.inference.catalog import ModelType
 from primespark.inference.hailo_device import HailoDevice
 from primespark.inference.hailo_models import load_hef_detector
@@ -27,8 +27,12 @@ from tests.doubles.hailo import Machine
 from tests.helpers import wait_until
 
 COFFEE = decode_image(dict(sample_images())["coffee.png"], 1_000_000)
-PROOF = np.zeros((64, 64, 3), dtype=np.uint8)
+NOTHING = np.zeros((64, 64, 3), dtype=np.uint8)
 FAST = (0.01, 0.05)
+
+
+def see_nothing(model: ServedModel) -> None:
+    model.predict(NOTHING)
 
 
 def processor() -> ServedModel:
@@ -39,7 +43,7 @@ def processor() -> ServedModel:
 
 @contextmanager
 def standing_by(load: Callable[[], ServedModel]) -> Iterator[StandbyModel]:
-    model = StandbyModel("colours", load, processor(), PROOF, pauses_s=FAST)
+    model = StandbyModel("colours", load, processor(), see_nothing, pauses_s=FAST)
     try:
         yield model
     finally:
@@ -181,7 +185,7 @@ def test_a_failure_from_before_a_return_does_not_leave_again() -> None:
 def test_the_standby_helps_a_busy_accelerator(load: Callable[[], ServedModel]) -> None:
     depth = [0]
     overflow = Overflow(lambda: depth[0], 4, lambda: 0.1)
-    model = StandbyModel("colours", load, processor(), PROOF, overflow, FAST)
+    model = StandbyModel("colours", load, processor(), see_nothing, overflow, FAST)
     try:
         wait_until(lambda: is_back(model))
         assert model.answered(COFFEE).by.device == "hailo8"
@@ -190,5 +194,28 @@ def test_the_standby_helps_a_busy_accelerator(load: Callable[[], ServedModel]) -
         depth[0] = 4
         assert model.answered(COFFEE).by.device == "hailo8"
         assert model.fault is None
+    finally:
+        model.close()
+
+
+def test_a_retired_one_gives_the_chip_back_and_answers_on(load: Callable[[], ServedModel]) -> None:
+    with standing_by(load) as model:
+        wait_until(lambda: is_back(model))
+        accelerated = model.current
+        model.retire()
+        assert model.answered(COFFEE).by.device == "cpu"
+        assert model.fault == RETIRED
+        with pytest.raises(ConflictError):
+            accelerated.predict(COFFEE)
+
+
+def test_an_accelerator_that_answers_otherwise_is_given_up(load: Callable[[], ServedModel]) -> None:
+    def mismatched(model: ServedModel) -> None:
+        raise IntegrityError("another answer", code="golden_mismatch")
+
+    model = StandbyModel("colours", load, processor(), mismatched, pauses_s=FAST)
+    try:
+        wait_until(lambda: model.fault == "golden_mismatch")
+        assert model.answered(COFFEE).by.device == "cpu"
     finally:
         model.close()
