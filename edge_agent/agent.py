@@ -46,7 +46,6 @@ from edge_agent.queue import OfflineQueue
 from edge_agent.sync_engine import SyncEngine
 from edge_agent.telemetry import Telemetry
 from primespark.core.logging import get_logger
-from primespark.core.paths import private_directory
 from primespark.core.settings import Settings
 from primespark.core.web import create_app, serve
 from primespark.errors import PrimeSparkError
@@ -160,9 +159,7 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     if telemetry is not None and edge.telemetry.replay_recording and files.current is None:
         await telemetry.replay()
     gate = _gate(settings)
-    deployer = ModelDeployer(
-        private_directory(folder / "models"), service.slots, documents, files, gate, edge.inference
-    )
+    deployer = ModelDeployer(folder / "models", service.slots, documents, files, gate, edge, service.is_idle)
     outgoing = Outgoing(database, edge.device_id, settings.sync.batch_records, _batch_bytes(files))
     engine = None
     if gate is not None:

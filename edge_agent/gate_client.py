@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
+import re
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -13,14 +16,13 @@ from prometheus_client import Counter
 from pydantic import BaseModel, ValidationError
 
 from edge_agent.outgoing import Batch
-from primespark.core.identifiers import sha256_hex
+from edge_agent.slots.download import BlobPart
 from primespark.core.settings import NetworkSettings
 from primespark.errors import (
     AuthenticationError,
     AuthorizationError,
     ConfigurationError,
     ConflictError,
-    IntegrityError,
     InvalidInputError,
     NotFoundError,
     PermanentError,
@@ -32,7 +34,7 @@ from primespark.errors import (
 from primespark.sync.records import EnrolRequest, EnrolResponse, EpochResponse, PullResponse, PushResponse
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-MAX_BLOB_BYTES = 256 * 1024 * 1024
+_PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 206, 416
 _JSON = {"Content-Type": "application/json"}
 _ERRORS: dict[int, type[PrimeSparkError]] = {
     400: InvalidInputError,
@@ -117,32 +119,43 @@ class GateClient:
         SENT.labels("pull").inc(len(answer.content))
         return _parse(answer, PullResponse)
 
-    async def blob(self, sha256: str) -> bytes:
-        """The bytes with that digest.
+    @contextlib.asynccontextmanager
+    async def blob_from(self, sha256: str, offset: int) -> AsyncIterator[BlobPart]:
+        """A blob's bytes from `offset` on, from 0 where what answers knows no ranges; none are kept here.
 
         Raises:
-            IntegrityError: What came has another.
+            UnavailableError: No answer, or the link broke; also while the chunks are read.
+            PermanentError: The gate refuses.
         """
-        answer = await self._send("GET", f"/sync/v1/blobs/{sha256}", max_bytes=MAX_BLOB_BYTES)
-        SENT.labels("blob").inc(len(answer.content))
-        if sha256_hex(answer.content) != sha256:
-            raise IntegrityError(f"blob {sha256[:16]} came with another digest", code="digest_mismatch")
-        return answer.content
+        # Ranges are of the bytes sent: packed, they would be others.
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            headers |= {"Range": f"bytes={offset}-", "If-Range": f'"{sha256}"'}
+        request = self._client.build_request("GET", f"/sync/v1/blobs/{sha256}", headers=headers)
+        try:
+            reply = await self._client.send(request, stream=True)
+            try:
+                if reply.status_code == _RANGE_NOT_SATISFIABLE:
+                    yield BlobPart(0, _nothing())
+                    return
+                if not reply.is_success:
+                    raise _explain(_Answer(reply.status_code, reply.headers, await _read_bounded(reply)))
+                yield BlobPart(_offset_of(reply), _counted(reply))
+            finally:
+                await reply.aclose()
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            raise _no_answer(error) from None
 
-    async def _send(
-        self, method: str, path: str, *, max_bytes: int = MAX_ANSWER_BYTES, timeout: Any = None, **parts: Any
-    ) -> _Answer:
+    async def _send(self, method: str, path: str, *, timeout: Any = None, **parts: Any) -> _Answer:
         request = self._client.build_request(method, path, timeout=timeout or self._timeout(0), **parts)
         try:
             reply = await self._client.send(request, stream=True)
             try:
-                answer = _Answer(reply.status_code, reply.headers, await _read_bounded(reply, max_bytes))
+                answer = _Answer(reply.status_code, reply.headers, await _read_bounded(reply))
             finally:
                 await reply.aclose()
         except (httpx2.HTTPError, httpx2.StreamError) as error:
-            raise UnavailableError(
-                f"no answer from the cloud: {type(error).__name__}: {error}"[:200], remedy="check the link"
-            ) from None
+            raise _no_answer(error) from None
         if reply.is_success:
             return answer
         raise _explain(answer)
@@ -158,14 +171,42 @@ class _Answer:
     content: bytes
 
 
-async def _read_bounded(reply: httpx2.Response, max_bytes: int) -> bytes:
+async def _read_bounded(reply: httpx2.Response) -> bytes:
     chunks, size = [], 0
     async for chunk in reply.aiter_bytes():
         size += len(chunk)
-        if size > max_bytes:
-            raise UnavailableError(f"an answer of more than {max_bytes} bytes", remedy="check what answers there")
+        if size > MAX_ANSWER_BYTES:
+            raise UnavailableError(
+                f"an answer of more than {MAX_ANSWER_BYTES} bytes", remedy="check what answers there"
+            )
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+async def _counted(reply: httpx2.Response) -> AsyncIterator[bytes]:
+    async for chunk in reply.aiter_raw():
+        SENT.labels("blob").inc(len(chunk))
+        yield chunk
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    yield b""
+
+
+def _offset_of(reply: httpx2.Response) -> int:
+    """Where what is sent begins."""
+    if reply.status_code != _PARTIAL_CONTENT:
+        return 0
+    found = re.match(r"bytes ([0-9]{1,15})-", reply.headers.get("content-range", ""))
+    if found is None:
+        raise UnavailableError(
+            "a part of a blob that does not say which", remedy="check what stands between", code="no_gate"
+        )
+    return int(found[1])
+
+
+def _no_answer(error: Exception) -> UnavailableError:
+    return UnavailableError(f"no answer from the cloud: {type(error).__name__}: {error}"[:200], remedy="check the link")
 
 
 def _parse(answer: _Answer, model: type[Answer]) -> Answer:

@@ -85,9 +85,9 @@ class Slots:
     def __init__(self) -> None:
         self._by_name: dict[str, Slot] = {}
 
-    def put(self, model: Model) -> Slot:
-        """Serve `model` under its name from now on."""
-        slot = Slot(model, utc_now())
+    def put(self, model: Model, since: datetime | None = None) -> Slot:
+        """Serve `model` under its name from now on; `since` is told of one that served before in another form."""
+        slot = Slot(model, since or utc_now())
         self._by_name = {**self._by_name, model.name: slot}
         return slot
 
@@ -152,6 +152,10 @@ class InferenceService:
     def close(self) -> None:
         """Let what runs finish; start nothing more."""
         self._work.close()
+
+    def is_idle(self) -> bool:
+        """Whether no work waits."""
+        return not self._work.waiting
 
     async def see(self, image: Callable[[], NDArray[np.uint8]], model: Model) -> Inference:
         """Inference on a frame of a camera."""

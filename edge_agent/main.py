@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -38,6 +40,16 @@ def run(settings: Settings) -> None:
             asyncio.run(serve_device(settings, folder, detector))
         except ExceptionGroup as group:
             raise _first_of_ours(group) from group
+        _leave_what_hangs()
+
+
+def _leave_what_hangs() -> None:
+    """End the process here if a thread in ONNX Runtime never will; all state is on the disk by now."""
+    from edge_agent.slots.candidate import is_any_abandoned
+
+    if is_any_abandoned():
+        logging.shutdown()
+        os._exit(0)
 
 
 @contextmanager

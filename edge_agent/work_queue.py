@@ -67,6 +67,11 @@ class WorkQueue:
         """Jobs that wait or run."""
         return self._unfinished
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that do not run yet."""
+        return len(self._heap)
+
     async def run(
         self, job: Callable[[], Answer], priority: Priority = Priority.NORMAL, deadline: float | None = None
     ) -> Answer:

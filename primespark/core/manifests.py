@@ -21,6 +21,10 @@ from primespark.core.paths import write_private
 from primespark.errors import IntegrityError
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RuntimeVersion = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6}){0,3}$")]
+TensorType = Literal[
+    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64",
+]  # fmt: skip
 MAX_MANIFEST_BYTES = 256 * 1024
 
 
@@ -29,12 +33,37 @@ class _Strict(BaseModel):
 
 
 class Variant(_Strict):
-    """One file that serves the model on one kind of engine."""
+    """One file that serves the model on one kind of engine.
+
+    Attributes:
+        format: What kind of file.
+        architecture: The chip it was compiled for; of an ONNX file it says nothing.
+        sha256: Of the file.
+        size_bytes: Of the file.
+        runtime_min: First version of the engine's library (HailoRT, ONNX Runtime) that runs it; None: any.
+        runtime_max: Last version; `4.23` stands for all of 4.23. None: any.
+    """
 
     format: Literal["onnx", "hef"]
     architecture: str = Field(max_length=40)
     sha256: Sha256
     size_bytes: int = Field(gt=0)
+    runtime_min: RuntimeVersion | None = None
+    runtime_max: RuntimeVersion | None = None
+
+
+class TensorForm(_Strict):
+    """An input or output of a model's graph.
+
+    Attributes:
+        name: As in the graph.
+        type: Of its elements, numpy's name.
+        shape: Lengths of its axes; None where any length fits.
+    """
+
+    name: str = Field(max_length=200)
+    type: TensorType
+    shape: tuple[Annotated[int, Field(ge=0)] | None, ...] = Field(max_length=16, strict=False)
 
 
 class GoldenInput(_Strict):
@@ -45,7 +74,21 @@ class GoldenInput(_Strict):
 
 
 class Manifest(_Strict):
-    """One version of a model."""
+    """One version of a model.
+
+    Attributes:
+        name: What it is asked for by.
+        version: Number of the version.
+        model_type: Which shape its predictions have.
+        created: When it was registered.
+        labels: Names of the classes it answers, by class id.
+        variants: Its files.
+        golden: An input it must answer rightly before it serves.
+        inputs: What its graph takes, every input by name; None: not said.
+        outputs: What its graph gives, every output by name; None: not said.
+        rollback_counter: A device never goes back to a lower one than it served. Raise it with a version behind which
+            no device may fall; equal counters leave the way back open.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")
     version: int = Field(gt=0)
@@ -54,6 +97,9 @@ class Manifest(_Strict):
     labels: tuple[str, ...] = Field(max_length=10_000, strict=False)
     variants: tuple[Variant, ...] = Field(min_length=1, max_length=16, strict=False)
     golden: GoldenInput | None = None
+    inputs: tuple[TensorForm, ...] | None = Field(default=None, max_length=64, strict=False)
+    outputs: tuple[TensorForm, ...] | None = Field(default=None, max_length=64, strict=False)
+    rollback_counter: int = Field(default=0, ge=0, lt=2**53)
 
 
 class SignedManifest(_Strict):

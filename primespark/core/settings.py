@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from primespark.core.capture_settings import CaptureSettings
 from primespark.core.identifiers import DeviceId
 from primespark.core.sections import Port, PositiveInt, Seconds, Section
+from primespark.core.slot_settings import SlotSettings
 from primespark.errors import ConfigurationError
 
 CONFIG_PATH = Path("config/integration_config.yaml")
@@ -163,6 +164,7 @@ class EdgeSettings(Section):
     port: Port = 8000
     enrolment_token: SecretStr | None = None
     inference: InferenceSettings = InferenceSettings()
+    models: SlotSettings = SlotSettings()
     language: LanguageSettings = LanguageSettings()
     capture: CaptureSettings = CaptureSettings()
     offline: OfflineSettings = OfflineSettings()
@@ -198,6 +200,7 @@ class LearningSettings(Section):
     minimum_new_labels: PositiveInt = 60
     settle_s: Seconds = 1.5
     minimum_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.7
+    rollback_counter: Annotated[int, Field(ge=0)] = 0
     seed: int = 20260101
 
 

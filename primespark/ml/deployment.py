@@ -37,8 +37,15 @@ class Versions(Protocol):
         ...
 
 
-def deploy(judged: Judged, evaluated: Evaluated, versions: Versions, blobs: Blobs, key: SigningKey) -> Deployed:
-    """Register, sign, promote.
+def deploy(
+    judged: Judged,
+    evaluated: Evaluated,
+    versions: Versions,
+    blobs: Blobs,
+    key: SigningKey,
+    rollback_counter: int = 0,
+) -> Deployed:
+    """Register, sign with the counter that devices do not fall behind, promote.
 
     Raises:
         ConflictError: Code `not_better`: the candidate did not pass, or the figures are another candidate's.
@@ -48,7 +55,7 @@ def deploy(judged: Judged, evaluated: Evaluated, versions: Versions, blobs: Blob
     onnx = blobs.get(judged.artifact)
     facts = {"accuracy": judged.accuracy, "labels": float(judged.labels)}
     registered = versions.register(judged.artifact, onnx, facts)
-    signed = key.sign(_manifest(registered, len(onnx), evaluated.golden)).to_bytes()
+    signed = key.sign(_manifest(registered, len(onnx), evaluated.golden, rollback_counter)).to_bytes()
     manifest = blobs.put(signed)
     versions.attach_manifest(registered.version, manifest, signed)
     versions.promote(registered.version)
@@ -58,7 +65,7 @@ def deploy(judged: Judged, evaluated: Evaluated, versions: Versions, blobs: Blob
     )  # fmt: skip
 
 
-def _manifest(registered: RegisteredVersion, size_bytes: int, golden: GoldenInput) -> Manifest:
+def _manifest(registered: RegisteredVersion, size_bytes: int, golden: GoldenInput, rollback_counter: int) -> Manifest:
     return Manifest(
         name=MODEL,
         version=registered.version,
@@ -67,4 +74,5 @@ def _manifest(registered: RegisteredVersion, size_bytes: int, golden: GoldenInpu
         labels=CLASSES,
         variants=(Variant(format="onnx", architecture="cpu", sha256=registered.artifact, size_bytes=size_bytes),),
         golden=golden,
+        rollback_counter=rollback_counter,
     )

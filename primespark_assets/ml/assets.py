@@ -147,7 +147,8 @@ def deployment(
     def work() -> outputs.Deployed:
         judged = stage.input("model_validation", outputs.Judged)
         evaluated = stage.input("evaluation", outputs.Evaluated)
-        return deploy(judged, evaluated, registry.registry(), blobs.store(), blobs.signing_key())
+        counter = learning_settings().rollback_counter
+        return deploy(judged, evaluated, registry.registry(), blobs.store(), blobs.signing_key(), counter)
 
     return result(stage.run(work))
 

@@ -201,6 +201,9 @@ class ClosedLoop:
                 "PRIMESPARK_EDGE__TELEMETRY__REPLAY_RECORDING": "true",
                 "PRIMESPARK_EDGE__TELEMETRY__INTERVAL_S": "1",
                 "PRIMESPARK_SYNC__BATCH_WAIT_S": "0.5",
+                # Nobody asks for digits while a version is under trial here, so its phases have nothing to wait for.
+                "PRIMESPARK_EDGE__MODELS__SHADOW__MAX_S": "0",
+                "PRIMESPARK_EDGE__MODELS__CANARY__MAX_S": "0",
                 # The link is cut for seconds here, not for hours.
                 "PRIMESPARK_SYNC__RETRY_BASE_S": "0.2",
                 "PRIMESPARK_SYNC__RETRY_MAX_S": "1",

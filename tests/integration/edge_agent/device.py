@@ -23,15 +23,17 @@ from edge_agent.queue import NewFact, OfflineQueue
 from edge_agent.sync_engine import SyncEngine
 from primespark.core.settings import (
     EdgeSettings,
-    InferenceSettings,
     NetworkSettings,
     OfflineSettings,
     SyncSettings,
 )
+from primespark.core.slot_settings import CanarySettings, ShadowSettings, SlotSettings
 from primespark.sync.records import DataClass
 from tests.integration.edge_agent.gate import TOKEN
 
 FAST = SyncSettings(batch_records=20, batch_wait_s=0.01, pull_wait_s=1.0, retry_base_s=0.01, retry_max_s=0.05)
+# Phases that are over as soon as they began, for tests of what stands around them.
+QUICK = SlotSettings(shadow=ShadowSettings(max_s=0), canary=CanarySettings(max_s=0))
 
 
 @dataclass(slots=True)
@@ -66,7 +68,13 @@ async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
 
 @contextlib.asynccontextmanager
 async def running_device(
-    folder: Path, url: str, *, settings: SyncSettings = FAST, limits: OfflineSettings | None = None, token: str = TOKEN
+    folder: Path,
+    url: str,
+    *,
+    settings: SyncSettings = FAST,
+    limits: OfflineSettings | None = None,
+    token: str = TOKEN,
+    models: SlotSettings = QUICK,
 ) -> AsyncIterator[Device]:
     """A device at work; ends as by a signal."""
     device_id = "edge-1"
@@ -77,7 +85,9 @@ async def running_device(
     outgoing = Outgoing(database, device_id, settings.batch_records, 500_000)
     gate = GateClient(url, NetworkSettings(request_timeout_s=2, connect_timeout_s=1))
     slots = Slots()
-    deployer = ModelDeployer(folder / "models", slots, documents, files, gate, InferenceSettings())
+    deployer = ModelDeployer(
+        folder / "models", slots, documents, files, gate, EdgeSettings(models=models), lambda: True
+    )
     engine = SyncEngine(gate, files, outgoing, documents, settings, device_id=device_id, on_documents=deployer.notify)
     loop = asyncio.get_running_loop()
 

@@ -7,7 +7,7 @@ import base64
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -47,6 +47,10 @@ class GateOracle:
         self.faults: deque[tuple[int, str]] = deque()
         self.pull_faults: deque[tuple[int, str]] = deque()
         self.blob_faults: deque[tuple[int, str]] = deque()
+        # After how many bytes a blob's next answers break off, or all stand still; and what was asked for.
+        self.blob_stall: int | None = None
+        self.blob_cuts: deque[int] = deque()
+        self.blob_ranges: list[str | None] = []
         self.refuses_batch: Callable[[dict[str, Any]], bool] = lambda _: False
         self.refuses_record: Callable[[dict[str, Any]], bool] = lambda _: False
         self.batches = self.requests = self.replays = 0
@@ -147,6 +151,28 @@ class GateOracle:
         change = {"value": merged.value, "vv": merged.vv, "leaf_hlc": merged.leaf_hlc, "hlc": merged.hlc}
         self.put_document(record["scope"], record["key"], {**record, **change})
 
+    def blob(self, sha256: str, data: bytes, headers: Any) -> Response:
+        """The blob or, by RFC 9110, the part of it that is asked for; broken off where the test says so."""
+        asked = headers.get("range")
+        self.blob_ranges.append(asked)
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        if asked and headers.get("if-range") != f'"{sha256}"':
+            start = 0
+        if start >= len(data):
+            return problem(416, "range")
+        answer = {"Content-Length": str(len(data) - start)}
+        if start:
+            answer["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        end = start + self.blob_cuts.popleft() if self.blob_cuts else len(data)
+
+        async def send() -> AsyncIterator[bytes]:
+            for place in range(start, min(end, len(data)), 1000):
+                while self.blob_stall is not None and place >= self.blob_stall:  # noqa: ASYNC110 (set by a test's thread)
+                    await asyncio.sleep(0.01)
+                yield data[place : min(place + 1000, end)]
+
+        return StreamingResponse(send(), 206 if start else 200, answer)
+
     def pull(self, device: str, cursor: int) -> dict[str, Any]:
         seen = enumerate(self.log, start=1)
         newest = {name: place for place, name in seen if place > cursor and name[0] in (device, "fleet")}
@@ -200,8 +226,9 @@ def build(oracle: Callable[[], GateOracle]) -> Starlette:  # noqa: C901 (five sh
             return problem(401, "unauthenticated")
         if oracle().blob_faults:
             return problem(*oracle().blob_faults.popleft())
-        data = oracle().blobs.get(request.path_params["sha256"])
-        return Response(data) if data is not None else problem(404, "not_found")
+        sha256 = request.path_params["sha256"]
+        data = oracle().blobs.get(sha256)
+        return oracle().blob(sha256, data, request.headers) if data is not None else problem(404, "not_found")
 
     return Starlette(
         routes=[

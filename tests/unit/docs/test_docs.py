@@ -16,7 +16,10 @@ from edge_agent.capture.configured import configured_sources
 from edge_agent.open_inference import routes as open_inference
 from primespark.cli.main import app
 from primespark.cloud import gate, people
+from primespark.core.clock import utc_now
+from primespark.core.manifests import Manifest, SignedManifest, SigningKey, Variant
 from primespark.core.settings import Settings, load_settings
+from primespark.store.blobs import BlobStore
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("primespark", "edge_agent", "streams", "resources", "primespark_assets")
@@ -141,3 +144,19 @@ def test_the_settings_of_the_page_on_devices_are_settings(tmp_path: Path) -> Non
     (written,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "devices.md").read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "device.yaml").write_text(written)
     assert load_settings(tmp_path / "device.yaml").edge.device_id == "garden-1"
+
+
+def test_the_page_on_models_signs_an_old_file_anew(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "models.md").read_text(encoding="utf-8"), re.DOTALL)
+    (written,) = (block for block in blocks if "rollback_counter" in block)
+    key = SigningKey.load_or_create(tmp_path / "cloud" / "signing.key")
+    variant = Variant(format="onnx", architecture="any", sha256="0" * 64, size_bytes=1)
+    old = Manifest(
+        name="digits", version=3, model_type="classification", created=utc_now(), labels=("0",), variants=(variant,)
+    )
+    blobs = BlobStore(tmp_path / "blobs")
+    names: dict[str, object] = {"home": tmp_path, "blobs": blobs, "old_digest": blobs.put(key.sign(old).to_bytes())}
+    exec(written, names)
+    signed = SignedManifest.parse(blobs.get(str(names["digest"])))
+    new = signed.verify({key.key_id: key.public_bytes})
+    assert (new.version, new.rollback_counter, new.variants) == (12, 3, old.variants)

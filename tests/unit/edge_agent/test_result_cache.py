@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from edge_agent.inference_service import Given, InferenceService, Slots
+from edge_agent.slots.candidate import Candidate
+from edge_agent.slots.phases import State
 from primespark.core.settings import InferenceSettings
 from primespark.errors import InvalidInputError
 from primespark.inference.catalog import ModelType
@@ -76,4 +78,26 @@ async def test_a_failure_is_not_kept() -> None:
     with pytest.raises(InvalidInputError):
         await service.answer(what, "m", None)
     assert not (await service.answer(what, "m", None)).cached
+    service.close()
+
+
+async def test_the_answers_of_a_version_under_trial_are_never_taken_for_the_live_versions() -> None:
+    slots = Slots()
+    service = InferenceService(slots, InferenceSettings())
+    candidate = Candidate(model("m", 1), model("m", 2), service.is_idle, lambda: None)
+    slots.put(candidate)
+
+    async def ask() -> tuple[str, str, bool]:
+        found = await service.answer(given(1), "m", None)
+        return found.predictions[0]["label"], found.model_digest, found.cached
+
+    candidate.begin(State.CANARY, 1.0)
+    assert await ask() == ("2", "digest-2", False)
+    candidate.end()
+    assert candidate.join(10)
+    assert await ask() == ("1", "digest-1", False)
+    assert await ask() == ("1", "digest-1", True)
+    # What the version answered in canary is its own, also once it is live.
+    slots.put(model("m", 2))
+    assert await ask() == ("2", "digest-2", True)
     service.close()

@@ -1,0 +1,229 @@
+"""A version under trial beside the live one: it sees requests, answers some, and never fails or delays a caller.
+
+It runs on a thread of its own, one input at a time. So a version that hangs holds that thread and nothing else, and
+what comes meanwhile is answered by the live version as if there were no other.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from numpy.typing import NDArray
+from prometheus_client import Counter
+
+from edge_agent.slots.comparison import agreement
+from edge_agent.slots.phases import Run, State
+from primespark.core.logging import get_logger
+from primespark.inference.catalog import ModelType
+from primespark.inference.models import Answered, InputKind, Model, ServedModel
+
+# A caller waits so many times the live version's time, or at least so long, for a version in canary; then the live one
+# answers.
+_PATIENCE = 2
+_LEAST_PATIENCE_S = 0.1
+# A run that takes so many times the live version's time, and so long, will not end.
+_HANGING = 20
+_LEAST_HANGING_S = 10.0
+
+RUNS = Counter("primespark_model_candidate_runs_total", "Runs of versions under trial.", ["phase", "outcome"])
+for _phase in (State.SHADOW, State.CANARY):
+    for _outcome in ("ok", "failed", "dropped"):
+        RUNS.labels(_phase, _outcome)
+
+_ABANDONED: list[threading.Thread] = []
+
+log = get_logger(__name__)
+
+
+def is_any_abandoned() -> bool:
+    """Whether a version hangs in a thread that was given up; an interpreter that ends beside it aborts (SIGABRT)."""
+    return any(thread.is_alive() for thread in _ABANDONED)
+
+
+class Candidate:
+    """What stands in a slot while a version is under trial: answers as the live model, and learns of the other.
+
+    Args:
+        live: The version in service.
+        version: The one under trial.
+        is_idle: Whether no work waits; asked before a run nobody waits for.
+        on_run: Called on some thread after each run.
+    """
+
+    def __init__(
+        self, live: Model, version: ServedModel, is_idle: Callable[[], bool], on_run: Callable[[], None]
+    ) -> None:
+        self._live = live
+        self._version = version
+        self._is_idle = is_idle
+        self._on_run = on_run
+        self._phase: State | None = None
+        self._share = 0.0
+        self._runs: list[Run] = []
+        self._live_s = 0.0
+        self._random = random.Random()  # noqa: S311 (a sample is no secret)
+        self._taking = threading.Lock()
+        self._busy_since: float | None = None
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # A daemon: one that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name=f"candidate-{version.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def name(self) -> str:
+        """As the live model's."""
+        return self._live.name
+
+    @property
+    def model_type(self) -> ModelType:
+        """As the live model's."""
+        return self._live.model_type
+
+    @property
+    def input_kind(self) -> InputKind:
+        """As the live model's."""
+        return self._live.input_kind
+
+    @property
+    def current(self) -> ServedModel:
+        """The live model's variant."""
+        return self._live.current
+
+    @property
+    def fault(self) -> str | None:
+        """The live model's."""
+        return self._live.fault
+
+    def answered(self, given: NDArray[Any]) -> Answered:
+        """The live version's answer; in canary, for a share of the inputs, that of the version under trial."""
+        phase = self._phase
+        is_chosen = phase is not None and self._random.random() < self._share
+        if is_chosen and phase is State.CANARY and self._take():
+            answered = self._answer(given)
+            if answered is not None:
+                return answered
+        started = time.perf_counter()
+        answered = self._live.answered(given)
+        self._live_s = time.perf_counter() - started
+        if is_chosen and phase is State.SHADOW:
+            self._shadow(given, answered, self._live_s)
+        return answered
+
+    def close(self) -> None:
+        """Release the live model, which is what stood in the slot."""
+        self._live.close()
+
+    def begin(self, phase: State, share: float) -> None:
+        """Enter `shadow` or `canary`; what was observed before counts no more."""
+        self._runs = []
+        self._phase, self._share = phase, share
+
+    def pause(self) -> None:
+        """Begin no more runs in this phase."""
+        self._phase = None
+
+    def end(self) -> None:
+        """Answer as the live model from now on."""
+        self._phase = None
+        self._jobs.put(None)
+
+    def runs(self) -> list[Run]:
+        """What was observed in this phase."""
+        return list(self._runs)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a run is under way."""
+        return self._busy_since is not None
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the run under way will not end."""
+        since = self._busy_since
+        return since is not None and time.monotonic() - since > max(_HANGING * self._live_s, _LEAST_HANGING_S)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread after `end`; whether it ended."""
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            _ABANDONED.append(self._thread)
+        return not self._thread.is_alive()
+
+    def _take(self) -> bool:
+        with self._taking:
+            if self._busy_since is not None:
+                return False
+            self._busy_since = time.monotonic()
+            return True
+
+    def _shadow(self, given: NDArray[Any], live: Answered, live_s: float) -> None:
+        if not self._is_idle() or not self._take():
+            RUNS.labels(State.SHADOW, "dropped").inc()
+            return
+        runs = self._runs
+
+        def work() -> None:
+            candidate_s, answer = self._predict(given, State.SHADOW)
+            runs.append(self._compared(live, live_s, answer, candidate_s))
+
+        self._jobs.put(work)
+
+    def _answer(self, given: NDArray[Any]) -> Answered | None:
+        """The version's answer; None where it has none, or not soon enough."""
+        runs, answers = self._runs, Future[Answered | None]()
+
+        def work() -> None:
+            candidate_s, answer = self._predict(given, State.CANARY)
+            answers.set_result(answer)
+            self._compare_with_live(runs, given, answer, candidate_s)
+
+        self._jobs.put(work)
+        patience_s = max(_PATIENCE * self._live_s, _LEAST_PATIENCE_S)
+        try:
+            return answers.result(timeout=patience_s)
+        except TimeoutError:
+            return None
+
+    def _predict(self, given: NDArray[Any], phase: State) -> tuple[float, Answered | None]:
+        """Seconds, and the version's answer; None where it fails, whatever it raises."""
+        started = time.perf_counter()
+        try:
+            answer: Answered | None = self._version.answered(given)
+        except Exception as error:  # noqa: BLE001 (a version under trial may raise anything, and nobody may suffer it)
+            answer = None
+            log.warning("candidate_failed", model=self.name, version=self._version.version, cause=str(error)[:200])
+        RUNS.labels(phase, "failed" if answer is None else "ok").inc()
+        return time.perf_counter() - started, answer
+
+    def _compare_with_live(
+        self, runs: list[Run], given: NDArray[Any], answer: Answered | None, candidate_s: float
+    ) -> None:
+        started = time.perf_counter()
+        try:
+            live = self._live.answered(given)
+        except Exception:  # noqa: BLE001 (an input the live version refuses says nothing about the other)
+            return
+        runs.append(self._compared(live, time.perf_counter() - started, answer, candidate_s))
+
+    def _compared(self, live: Answered, live_s: float, answer: Answered | None, candidate_s: float) -> Run:
+        if answer is None:
+            return Run(live_s)
+        return Run(live_s, candidate_s, agreement(self.model_type, live.predictions, answer.predictions))
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception:
+                # Predictions of another form than the type's: no measure takes them.
+                log.exception("candidate_not_compared", model=self.name)
+                self._runs.append(Run(0.0))
+            finally:
+                self._busy_since = None
+                self._on_run()

@@ -1,0 +1,186 @@
+"""Files arrive whole or not at all, whatever the link does, and what arrived is not asked for again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_agent.slots import download
+from edge_agent.slots.download import BlobFolder, BlobPart
+from primespark.core.identifiers import sha256_hex
+from primespark.errors import IntegrityError, UnavailableError
+
+
+class Link:
+    """A source of one blob that breaks off where it is told to.
+
+    Args:
+        data: What it sends.
+        cuts: After how many bytes each answer breaks off; then none does.
+        knows_ranges: Whether it goes on where it is asked to.
+        piece: Bytes at once.
+    """
+
+    def __init__(self, data: bytes, cuts: list[int], *, knows_ranges: bool = True, piece: int = 7) -> None:
+        self._data = data
+        self._cuts = list(cuts)
+        self._knows_ranges = knows_ranges
+        self._piece = piece
+        self.sent = 0
+        self.answers = 0
+
+    @contextlib.asynccontextmanager
+    async def blob_from(self, sha256: str, offset: int) -> AsyncIterator[BlobPart]:
+        self.answers += 1
+        start = offset if self._knows_ranges else 0
+        yield BlobPart(start, self._chunks(start, self._cuts.pop(0) if self._cuts else None))
+
+    async def _chunks(self, start: int, cut: int | None) -> AsyncIterator[bytes]:
+        end = len(self._data) if cut is None else min(start + cut, len(self._data))
+        for place in range(start, end, self._piece):
+            chunk = self._data[place : min(place + self._piece, end)]
+            self.sent += len(chunk)
+            yield chunk
+        if cut is not None:
+            raise UnavailableError("the link broke")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def fetch(folder: BlobFolder, sha256: str, link: Link, size: int | None, max_bytes: int = 10_000) -> int:
+    """How often it had to be tried."""
+    for tries in range(1, 100):
+        with contextlib.suppress(UnavailableError):
+            await folder.fetch(sha256, link, max_bytes, size)
+            return tries
+    raise AssertionError("it never came")
+
+
+@settings(max_examples=60)
+@given(
+    data=st.binary(min_size=1, max_size=400),
+    cuts=st.lists(st.integers(0, 120), max_size=8),
+    knows_ranges=st.booleans(),
+    knows_size=st.booleans(),
+    buffered=st.integers(1, 64),
+)
+def test_a_blob_arrives_whole_over_any_link(
+    data: bytes, cuts: list[int], knows_ranges: bool, knows_size: bool, buffered: int
+) -> None:
+    sha256, link = sha256_hex(data), Link(data, cuts, knows_ranges=knows_ranges)
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download, "_PIECE_BYTES", buffered)
+        folder = BlobFolder(Path(place), 0)
+        asyncio.run(fetch(folder, sha256, link, len(data) if knows_size else None))
+        assert folder.path(sha256).read_bytes() == data
+        assert names(Path(place)) == [sha256]
+        assert folder.path(sha256).stat().st_mode & 0o077 == 0
+    if knows_ranges:
+        # Every byte once: nothing that came before a cut is lost.
+        assert link.sent == len(data)
+
+
+@settings(max_examples=40)
+@given(st.binary(min_size=1, max_size=200), st.binary(max_size=300), st.booleans())
+def test_what_lay_there_before_never_gets_into_a_blob(data: bytes, left: bytes, knows_size: bool) -> None:
+    sha256 = sha256_hex(data)
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / f"{sha256}.part").write_bytes(left)
+        folder = BlobFolder(Path(place), 0)
+        is_a_beginning = data.startswith(left)
+
+        async def work() -> None:
+            size = len(data) if knows_size else None
+            try:
+                await folder.fetch(sha256, Link(data, []), 10_000, size)
+            except IntegrityError as error:
+                code = error.code
+            else:
+                return
+            # Nothing of it is left, so the next attempt begins anew.
+            assert (code, is_a_beginning, names(Path(place))) == ("digest_mismatch", False, [])
+            await folder.fetch(sha256, Link(data, []), 10_000, size)
+
+        asyncio.run(work())
+        assert folder.path(sha256).read_bytes() == data
+
+
+@pytest.mark.parametrize(("size", "limit"), [(50, 1000), (None, 50)])
+async def test_more_bytes_than_promised_are_not_taken(tmp_path: Path, size: int | None, limit: int) -> None:
+    data = bytes(100_000)
+    folder, link = BlobFolder(tmp_path, 0), Link(data, [])
+    with pytest.raises(IntegrityError) as caught:
+        await folder.fetch(sha256_hex(data), link, limit, size)
+    assert caught.value.code == "digest_mismatch"
+    assert link.sent <= 64
+    assert not folder.path(sha256_hex(data)).exists()
+
+
+@pytest.mark.parametrize("data", [b"other", b"shor"])
+async def test_other_bytes_are_forgotten(tmp_path: Path, data: bytes) -> None:
+    folder = BlobFolder(tmp_path, 0)
+    with pytest.raises(IntegrityError) as caught:
+        await folder.fetch(sha256_hex(b"short"), Link(data, []), 100, 5)
+    assert caught.value.code == "digest_mismatch"
+    assert names(tmp_path) == []
+
+
+async def test_a_full_disk_is_told_before_anything_is_asked_for(tmp_path: Path) -> None:
+    link = Link(b"data", [])
+    with pytest.raises(UnavailableError) as caught:
+        await BlobFolder(tmp_path, 2**62).fetch(sha256_hex(b"data"), link, 100, 4)
+    assert (caught.value.code, link.answers) == ("disk_full", 0)
+
+
+async def test_a_damaged_blob_is_not_there(tmp_path: Path) -> None:
+    folder, sha256 = BlobFolder(tmp_path, 0), sha256_hex(b"data")
+    await folder.fetch(sha256, Link(b"data", []), 100)
+    assert await folder.holds(sha256)
+    folder.path(sha256).write_bytes(b"rust")
+    assert not await folder.holds(sha256)
+    assert names(tmp_path) == []
+
+
+async def test_who_leaves_a_download_finds_its_beginning_again(tmp_path: Path) -> None:
+    data = bytes(range(200))
+    folder, held = BlobFolder(tmp_path, 0), asyncio.Event()
+
+    class Stalling(Link):
+        async def _chunks(self, start: int, cut: int | None) -> AsyncIterator[bytes]:
+            yield data[start : start + 50]
+            held.set()
+            await asyncio.Event().wait()
+
+    fetching = asyncio.create_task(folder.fetch(sha256_hex(data), Stalling(data, []), 1000, len(data)))
+    await held.wait()
+    fetching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await fetching
+    link = Link(data, [])
+    await folder.fetch(sha256_hex(data), link, 1000, len(data))
+    assert link.sent == 150
+
+
+@pytest.mark.parametrize("size", [4, None])
+async def test_what_a_kill_left_whole_is_not_asked_for(tmp_path: Path, size: int | None) -> None:
+    (tmp_path / f"{sha256_hex(b'data')}.part").write_bytes(b"data")
+    folder, link = BlobFolder(tmp_path, 0), Link(b"data", [])
+    await folder.fetch(sha256_hex(b"data"), link, 100, size)
+    assert (link.answers, names(tmp_path)) == (0, [sha256_hex(b"data")])
+
+
+async def test_only_what_is_wanted_is_kept(tmp_path: Path) -> None:
+    folder = BlobFolder(tmp_path, 0)
+    for name in ("a", "b.part", "c", "d.part"):
+        (tmp_path / name).touch()
+    folder.keep_only({"a", "b"})
+    assert names(tmp_path) == ["a", "b.part"]
