@@ -9,11 +9,16 @@ import numpy as np
 
 from edge_agent.placement import Overflow, ProcessorLoad
 from edge_agent.standby import StandbyModel
+from primespark.core.logging import get_logger
 from primespark.core.settings import InferenceSettings
+from primespark.core.variants import Runtime
+from primespark.errors import PrimeSparkError
 from primespark.inference.catalog import ModelType
-from primespark.inference.hailo_device import HailoDevice
+from primespark.inference.hailo_device import HailoDevice, load_vendor
 from primespark.inference.hailo_health import HailoHealth
 from primespark.inference.models import Model, ServedModel
+
+log = get_logger(__name__)
 
 _VERSION = 1
 # The answer to it is of no interest; that there is one is.
@@ -42,6 +47,20 @@ class Accelerator:
     def is_wanted(self) -> bool:
         """Whether models may come to run on it: a chip is there, or the settings name a HEF."""
         return self._settings.accelerator.detector is not None or self._device.is_available()
+
+    def runtime(self) -> Runtime | None:
+        """What the chip runs, opened for it; None where none answers. Blocks for a second."""
+        if not self._device.is_available():
+            return None
+        try:
+            _, architecture = self._device.open()
+            version = str(load_vendor().__version__)
+        except PrimeSparkError as error:
+            log.warning("accelerator_not_used", code=error.code, cause=error.message[:200])
+            return None
+        # A Hailo-8 runs what was compiled for the smaller one, too.
+        smaller = ("hailo8l",) if architecture == "hailo8" else ()
+        return Runtime("hef", (architecture, *smaller), version)
 
     def detector(self, standby: ServedModel) -> Model:
         """The detector of the settings with `standby` behind it, which alone it is without such a setting.

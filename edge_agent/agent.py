@@ -43,6 +43,7 @@ from edge_agent.open_inference import routes as open_inference
 from edge_agent.outgoing import Outgoing
 from edge_agent.preprocessing import AudioPreprocessor, EdgePreprocessingPipeline, ImagePreprocessor
 from edge_agent.queue import OfflineQueue
+from edge_agent.slots.serving import serving
 from edge_agent.sync_engine import SyncEngine
 from edge_agent.telemetry import Telemetry
 from primespark.core.logging import get_logger
@@ -159,7 +160,10 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     if telemetry is not None and edge.telemetry.replay_recording and files.current is None:
         await telemetry.replay()
     gate = _gate(settings)
-    deployer = ModelDeployer(folder / "models", service.slots, documents, files, gate, edge, service.is_idle)
+    deployer = ModelDeployer(
+        folder / "models", service.slots, documents, files, gate, edge, service.is_idle,
+        accelerator.runtime, serving(accelerator, service),
+    )  # fmt: skip
     outgoing = Outgoing(database, edge.device_id, settings.sync.batch_records, _batch_bytes(files))
     engine = None
     if gate is not None:

@@ -14,10 +14,13 @@ from edge_agent.gate_client import GateClient
 from edge_agent.inference_service import Slots
 from edge_agent.slots.download import BlobFolder
 from edge_agent.slots.slot import ModelSlot, Shelf
+from edge_agent.slots.stages import Verified
 from edge_agent.slots.state import MODEL_NAME, Pointer, SlotState, StateFiles
 from primespark.core.logging import get_logger
 from primespark.core.settings import EdgeSettings
+from primespark.core.variants import Runtime
 from primespark.errors import IntegrityError, TransientError
+from primespark.inference.models import Model, ServedModel
 
 MAX_MODELS = 16
 _RETRY_BASE_S = 0.5
@@ -37,6 +40,8 @@ class ModelDeployer:
         gate: Where blobs come from; None without a cloud.
         settings: Of the device.
         is_idle: Whether no inference waits.
+        chip: What the accelerator runs; None without one.
+        serve: A version as it is served, from its model on the processor.
     """
 
     def __init__(
@@ -48,6 +53,8 @@ class ModelDeployer:
         gate: GateClient | None,
         settings: EdgeSettings,
         is_idle: Callable[[], bool],
+        chip: Callable[[], Runtime | None],
+        serve: Callable[[Verified, ServedModel], Model],
     ) -> None:
         self._documents = documents
         self._files = files
@@ -55,8 +62,8 @@ class ModelDeployer:
         self._states = StateFiles(folder)
         self._blobs = BlobFolder(folder / "blobs", settings.offline.minimum_free_disk_bytes)
         self._shelf = Shelf(
-            slots, self._blobs, self._states, self._source, self._trusted, is_idle, self._report, self._tidy, settings,
-            asyncio.Lock(),
+            slots, self._blobs, self._states, self._source, self._trusted, is_idle, self._report, self._tidy,
+            chip, serve, settings, asyncio.Lock(),
         )  # fmt: skip
         self._slots: dict[str, ModelSlot] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}

@@ -127,11 +127,11 @@ class StandbyModel:
         with self._changed:
             self._closed = True
             self._fault = RETIRED
+            ON_ACCELERATOR.labels(self.name).set(0)
             self._changed.notify_all()
         self._keeper.join(_END_S)
         if self._loaded is not None and not self._keeper.is_alive():
             self._loaded.close()
-        ON_ACCELERATOR.labels(self.name).set(0)
 
     def close(self) -> None:
         """Release both; answers under way end as if they were open."""

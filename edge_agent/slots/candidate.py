@@ -115,6 +115,10 @@ class Candidate:
             self._shadow(given, answered, self._live_s)
         return answered
 
+    def retire(self) -> None:
+        """As the live model."""
+        self._live.retire()
+
     def close(self) -> None:
         """Release the live model, which is what stood in the slot."""
         self._live.close()
@@ -214,7 +218,8 @@ class Candidate:
     def _compared(self, live: Answered, live_s: float, answer: Answered | None, candidate_s: float) -> Run:
         if answer is None:
             return Run(live_s)
-        return Run(live_s, candidate_s, agreement(self.model_type, live.predictions, answer.predictions))
+        comparable_s = live_s if live.by.device == answer.by.device else None
+        return Run(comparable_s, candidate_s, agreement(self.model_type, live.predictions, answer.predictions))
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -66,12 +66,12 @@ class Run:
     """One input that both versions were asked; inputs that the live one refuses are none.
 
     Attributes:
-        live_s: Seconds the live version took.
+        live_s: Seconds the live version took; None: it ran on another kind of processor, which says nothing.
         candidate_s: Seconds the version under trial took; None: it failed.
         agreement: 0..1, between the two answers; None: it failed.
     """
 
-    live_s: float
+    live_s: float | None
     candidate_s: float | None = None
     agreement: float | None = None
 
@@ -109,7 +109,7 @@ def _best_agreement(runs: Sequence[Run], expected: int) -> float:
 
 
 def _is_slower(runs: Sequence[Run], max_ratio: float) -> bool:
-    pairs = [(run.live_s, run.candidate_s) for run in runs if run.candidate_s is not None]
+    pairs = [(run.live_s, run.candidate_s) for run in runs if run.candidate_s is not None and run.live_s is not None]
     if len(pairs) < _LEAST_TIMINGS:
         return False
     live_s: float = median(live_s for live_s, _ in pairs)

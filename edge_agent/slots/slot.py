@@ -22,8 +22,9 @@ from primespark.core.clock import to_rfc3339
 from primespark.core.logging import get_logger
 from primespark.core.manifests import Manifest
 from primespark.core.settings import EdgeSettings
+from primespark.core.variants import Runtime
 from primespark.errors import IntegrityError, PermanentError, PrimeSparkError, TransientError, UnavailableError
-from primespark.inference.models import DETECTOR, ServedModel
+from primespark.inference.models import DETECTOR, Model, ServedModel
 
 _RETRY_BASE_S = 0.5
 _RETRY_MAX_S = 30.0
@@ -51,6 +52,8 @@ class Shelf:
         is_idle: Whether no inference waits.
         report: Writes `reported.models.<name>`.
         tidy: Removes blobs that no slot needs.
+        chip: What the accelerator runs; None without one.
+        serve: A version as it is served, from its model on the processor.
         settings: Of the device.
         one_trial: Held by the only version that is tried.
     """
@@ -63,6 +66,8 @@ class Shelf:
     is_idle: Callable[[], bool]
     report: Callable[[str, dict[str, Any]], Awaitable[None]]
     tidy: Callable[[], None]
+    chip: Callable[[], Runtime | None]
+    serve: Callable[[Verified, ServedModel], Model]
     settings: EdgeSettings
     one_trial: asyncio.Lock
 
@@ -107,18 +112,19 @@ class ModelSlot:
 
     async def restore(self) -> None:
         """Serve what served before, verified again; what fails is left to the twin."""
-        manifest, artifact = self.state.manifest, self.state.artifact
+        manifest, artifact, accelerated = self.state.manifest, self.state.artifact, self.state.accelerated
         if manifest is None or artifact is None:
             return
+        artifacts = (artifact, accelerated) if accelerated is not None else (artifact,)
         try:
-            verified = await stages.bring(self._shelf.blobs, None, manifest, (artifact,), self._check)
+            verified = await stages.bring(self._shelf.blobs, None, manifest, artifacts, self._check, self._shelf.chip)
             model = await asyncio.to_thread(stages.load, verified, self._shelf.settings.inference)
         except (PrimeSparkError, OSError) as error:
             log.error("model_not_restored", model=self.name, cause=str(error)[:200])
         except Exception:
             log.exception("model_not_restored", model=self.name)
         else:
-            self._shelf.slots.put(model)
+            self._shelf.slots.put(self._shelf.serve(verified, model))
             log.info("model_serves", model=self.name, version=model.version, digest=model.digest)
 
     async def follow(self, pointer: Pointer) -> None:
@@ -137,7 +143,10 @@ class ModelSlot:
         """Serve nothing; only the counter is remembered, so that no older version comes back by this way."""
         if self.state.manifest is not None:
             log.info("model_withdrawn", model=self.name)
+            slot = self._shelf.slots.get(self.name)
             self._shelf.slots.remove(self.name)
+            if slot is not None:
+                await in_thread(slot.model.retire)
         self.pointer = None
         await self._save(SlotState(highest_counter=self.state.highest_counter))
         self._shelf.tidy()
@@ -181,8 +190,9 @@ class ModelSlot:
         self._refuse_what_was_refused(pointer)
         await self._tell(State.DOWNLOADING, None)
         verified = await stages.bring(
-            self._shelf.blobs, self._shelf.source(), pointer.manifest, pointer.artifacts, self._check
-        )
+            self._shelf.blobs, self._shelf.source(), pointer.manifest, pointer.artifacts, self._check,
+            self._shelf.chip,
+        )  # fmt: skip
         await self._tell(State.VERIFYING, None)
         await self._try(verified)
         await self._let_in(pointer, verified)
@@ -228,10 +238,16 @@ class ModelSlot:
 
     async def _go_live(self, pointer: Pointer, verified: Verified, model: ServedModel) -> None:
         counter = max(self.state.highest_counter, verified.manifest.rollback_counter)
+        accelerated = verified.accelerated.sha256 if verified.accelerated is not None else None
+        artifact = verified.variant.sha256
         await self._save(
-            SlotState(manifest=pointer.manifest, artifact=verified.variant.sha256, highest_counter=counter)
+            SlotState(manifest=pointer.manifest, artifact=artifact, accelerated=accelerated, highest_counter=counter)
         )
-        self._shelf.slots.put(model)
+        before = self._shelf.slots.get(self.name)
+        self._shelf.slots.put(self._shelf.serve(verified, model))
+        if before is not None:
+            # The chip is free for the new version then; who has taken the old one is answered by the processor.
+            await in_thread(before.model.retire)
         self._shelf.tidy()
         ROLLOUTS.labels("live").inc()
         log.info("model_serves", model=self.name, version=model.version, digest=model.digest)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
 
+from edge_agent.accelerator import SERVED_TYPES
 from edge_agent.bundled_models import batching_of
 from edge_agent.inference_service import Slot, Slots
 from edge_agent.slots.candidate import Candidate
@@ -44,11 +45,21 @@ class TakenBackError(PermanentError):
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A version whose manifest is signed and whose file is here and whole."""
+    """A version whose manifest is signed and whose files are here and whole.
+
+    Attributes:
+        manifest: Its content.
+        variant: For the processor.
+        file: Of that variant.
+        accelerated: Variant for the accelerator; None where it has none, or there is no accelerator that runs it.
+        hef: Its file.
+    """
 
     manifest: Manifest
     variant: Variant
     file: Path
+    accelerated: Variant | None = None
+    hef: Path | None = None
 
 
 def check_manifest(data: bytes, name: str, version: int | None, trusted: dict[str, bytes], counter: int) -> Manifest:
@@ -78,15 +89,20 @@ def check_manifest(data: bytes, name: str, version: int | None, trusted: dict[st
     return content
 
 
-def choose_variant(manifest: Manifest, offered: tuple[str, ...]) -> Variant:
-    """The file of a version that this device runs.
+def choose_variants(
+    manifest: Manifest, offered: tuple[str, ...], chip: Runtime | None = None
+) -> tuple[Variant, Variant | None]:
+    """The files of a version that this device runs: the processor's, which always stands by, and the accelerator's.
 
     Raises:
-        IntegrityError: Code `no_variant`.
+        IntegrityError: Code `no_variant`: none for the processor.
     """
-    here = [Runtime("onnx", version=version_of("onnxruntime"))]
-    for _, variant in usable_variants(manifest, offered, here):
-        return variant
+    processor = Runtime("onnx", version=version_of("onnxruntime"))
+    accelerated = None
+    if chip is not None and manifest.model_type in SERVED_TYPES:
+        accelerated = next((variant for _, variant in usable_variants(manifest, offered, [chip])), None)
+    for _, variant in usable_variants(manifest, offered, [processor]):
+        return variant, accelerated
     raise IntegrityError("no variant for this device's engine is offered", code="no_variant")
 
 
@@ -113,8 +129,9 @@ async def bring(
     manifest_sha256: str,
     artifacts: tuple[str, ...],
     check: Callable[[bytes], Manifest],
+    chip: Callable[[], Runtime | None],
 ) -> Verified:
-    """Manifest, then the file of `artifacts` that it says this device runs.
+    """Manifest, then the files of `artifacts` that it says this device runs.
 
     Raises:
         UnavailableError: One of the two cannot be had now.
@@ -122,11 +139,17 @@ async def bring(
     """
     await fetch(blobs, manifest_sha256, source)
     manifest = check(await asyncio.to_thread(blobs.path(manifest_sha256).read_bytes))
-    variant = choose_variant(manifest, artifacts)
-    if variant.size_bytes > MAX_MODEL_BYTES:
-        raise IntegrityError(f"a file of {variant.size_bytes} bytes, limit {MAX_MODEL_BYTES}", code="model_too_large")
-    await fetch(blobs, variant.sha256, source, variant.size_bytes)
-    return Verified(manifest, variant, blobs.path(variant.sha256))
+    # Asking the chip opens it: only for a version that has something for it.
+    has_hef = any(variant.format == "hef" for variant in manifest.variants)
+    variant, accelerated = choose_variants(manifest, artifacts, await in_thread(chip) if has_hef else None)
+    for wanted in filter(None, (variant, accelerated)):
+        if wanted.size_bytes > MAX_MODEL_BYTES:
+            raise IntegrityError(
+                f"a file of {wanted.size_bytes} bytes, limit {MAX_MODEL_BYTES}", code="model_too_large"
+            )
+        await fetch(blobs, wanted.sha256, source, wanted.size_bytes)
+    hef = blobs.path(accelerated.sha256) if accelerated is not None else None
+    return Verified(manifest, variant, blobs.path(variant.sha256), accelerated, hef)
 
 
 def load(verified: Verified, inference: InferenceSettings) -> ServedModel:

@@ -64,7 +64,8 @@ class SlotState(_Frozen):
 
     Attributes:
         manifest: Of the version that is live; None: none is.
-        artifact: Its file.
+        artifact: Its file for the processor.
+        accelerated: Its file for the accelerator, if it has one here.
         highest_counter: Of all versions that were live here; it outlives them.
         attempt: A version that is between trial and live.
         refused: The last version that was taken back.
@@ -72,13 +73,14 @@ class SlotState(_Frozen):
 
     manifest: _Sha256 | None = None
     artifact: _Sha256 | None = None
+    accelerated: _Sha256 | None = None
     highest_counter: Annotated[int, Field(ge=0)] = 0
     attempt: Attempt | None = None
     refused: Refusal | None = None
 
     def blobs(self) -> set[str]:
         """What must stay on the disk for the live version."""
-        return {sha256 for sha256 in (self.manifest, self.artifact) if sha256 is not None}
+        return {sha256 for sha256 in (self.manifest, self.artifact, self.accelerated) if sha256 is not None}
 
     def changed(self, **fields: Any) -> SlotState:
         """This, but for `fields`."""

@@ -78,6 +78,9 @@ class Model(Protocol):
     def answered(self, given: NDArray[Any]) -> Answered:
         """Predictions for an input, see `ServedModel.predict`, and the variant that made them."""
 
+    def retire(self) -> None:
+        """Give up what others wait for, once another took its place; whoever still asks is answered."""
+
     def close(self) -> None:
         """Release it; predictions under way end as if it were open."""
 
@@ -144,6 +147,9 @@ class ServedModel:
     def answered(self, given: NDArray[Any]) -> Answered:
         """As `predict`, with this variant's name on it."""
         return Answered(self.predict(given), self)
+
+    def retire(self) -> None:
+        """Nothing: its memory is free when nobody asks it any more."""
 
     def close(self) -> None:
         """Release the engine; predictions under way end as if it were open."""

@@ -12,17 +12,20 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from edge_agent.accelerator import Accelerator
 from edge_agent.credentials import CredentialFiles
 from edge_agent.database import Database
 from edge_agent.documents import Documents
 from edge_agent.gate_client import GateClient
-from edge_agent.inference_service import Slots
+from edge_agent.inference_service import InferenceService, Slots
 from edge_agent.model_deployer import ModelDeployer
 from edge_agent.outgoing import Outgoing
 from edge_agent.queue import NewFact, OfflineQueue
+from edge_agent.slots.serving import serving
 from edge_agent.sync_engine import SyncEngine
 from primespark.core.settings import (
     EdgeSettings,
+    InferenceSettings,
     NetworkSettings,
     OfflineSettings,
     SyncSettings,
@@ -75,6 +78,7 @@ async def running_device(
     limits: OfflineSettings | None = None,
     token: str = TOKEN,
     models: SlotSettings = QUICK,
+    inference: InferenceSettings | None = None,
 ) -> AsyncIterator[Device]:
     """A device at work; ends as by a signal."""
     device_id = "edge-1"
@@ -85,9 +89,13 @@ async def running_device(
     outgoing = Outgoing(database, device_id, settings.batch_records, 500_000)
     gate = GateClient(url, NetworkSettings(request_timeout_s=2, connect_timeout_s=1))
     slots = Slots()
+    edge = EdgeSettings(models=models, inference=inference or InferenceSettings())
+    accelerator = Accelerator(edge.inference)
+    service = InferenceService(slots, edge.inference)
     deployer = ModelDeployer(
-        folder / "models", slots, documents, files, gate, EdgeSettings(models=models), lambda: True
-    )
+        folder / "models", slots, documents, files, gate, edge, lambda: True,
+        accelerator.runtime, serving(accelerator, service),
+    )  # fmt: skip
     engine = SyncEngine(gate, files, outgoing, documents, settings, device_id=device_id, on_documents=deployer.notify)
     loop = asyncio.get_running_loop()
 
@@ -106,4 +114,7 @@ async def running_device(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await gate.aclose()
+        await asyncio.to_thread(service.close)
+        await asyncio.to_thread(slots.close)
+        await asyncio.to_thread(accelerator.close)
         database.close()

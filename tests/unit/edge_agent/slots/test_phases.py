@@ -100,7 +100,15 @@ def test_who_proceeds_has_kept_every_limit(history: list[Run], plan: Plan, limit
         assert sum(run.agreement or 0.0 for run in done) / len(done) >= limit.minimum_agreement - 1e-6
     if len(done) >= 5:
         ratio = limit.max_latency_ratio
-        assert median(run.candidate_s or 0.0 for run in done) <= ratio * median(run.live_s for run in done) + 0.00501
+        assert (
+            median(run.candidate_s or 0.0 for run in done)
+            <= ratio * median(run.live_s or 0.0 for run in done) + 0.00501
+        )
+
+
+def test_another_kind_of_processor_says_nothing_of_the_time() -> None:
+    runs = [Run(None, 10.0, 1.0)] * 30
+    assert judge(runs, 0, Plan(30, 60), Limits(0.0, 2.0, 0.5)) is Verdict.PROCEED
 
 
 @given(st.integers(1, 200), st.integers(1, 30), limits, seconds)
