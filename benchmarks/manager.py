@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from benchmarks.result import Result
 from benchmarks.yolo_shaped import CLASSES, SIDE, yolo_shaped
 from edge_agent.inference_manager import EdgeInferenceManager, InferenceRequest
-from edge_agent.inference_service import InferenceService, Slots
 from primespark.core.settings import InferenceSettings
 from primespark.inference.catalog import ModelType
 from primespark.inference.images import decode_image
@@ -32,7 +31,7 @@ _WARM_UP_ROUNDS = 3
 _SEED = 7
 _FRAME = "coffee.png"
 _MAX_PIXELS = 1_000_000
-_FULL_HD_HALF = (720, 1280)
+_HEIGHT, _WIDTH = 720, 1280
 # Trained weights find some dozens of places before suppression; random ones find as many at the right score.
 _PLACES_FOUND = 50
 _LIMIT, _LIMIT_MS = 1.02, 1.0
@@ -72,7 +71,8 @@ async def _run() -> list[Result]:
 
 async def _overhead(name: str, model: ServedModel, image: NDArray[np.uint8]) -> Result:
     manager = EdgeInferenceManager(InferenceSettings())
-    _service(manager).slots.put(model)
+    # The door has no other way to be given a model.
+    manager._service.slots.put(model)
     request = InferenceRequest(model_name=model.name, model_type=model.model_type, input_data=image)
     through, bare = await _interleaved(lambda: manager.infer(request), _calls(model.predict, image))
     await manager.shutdown()
@@ -102,15 +102,8 @@ def _shaped() -> ServedModel:
 
 def _frame(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A photograph, repeated to 720p."""
-    height, width = _FULL_HD_HALF
-    times = (-(-height // image.shape[0]), -(-width // image.shape[1]), 1)
-    return np.ascontiguousarray(np.tile(image, times)[:height, :width])
-
-
-def _service(manager: EdgeInferenceManager) -> InferenceService:
-    service = manager._service
-    assert isinstance(service.slots, Slots)
-    return service
+    times = (-(-_HEIGHT // image.shape[0]), -(-_WIDTH // image.shape[1]), 1)
+    return np.ascontiguousarray(np.tile(image, times)[:_HEIGHT, :_WIDTH])
 
 
 def _calls(function: Callable[[Any], object], argument: Any) -> Call:
