@@ -140,20 +140,22 @@ class EdgePreprocessingPipeline:
         counted, outcome = self._statistics[data_type], "failed"
         self._waiting += 1
         try:
-            answer, seconds = await asyncio.get_running_loop().run_in_executor(self._executor, _timed, work)
+            answers, seconds = await asyncio.get_running_loop().run_in_executor(self._executor, _timed, work)
             counted.items += items
             counted.seconds += seconds
             outcome = "ok"
-            return answer
+            return answers.pop()
         finally:
             self._waiting -= 1
             counted.failed += items if outcome == "failed" else 0
             ITEMS.labels(data_type.value, outcome).inc(items)
 
 
-def _timed(work: Callable[[], Answer]) -> tuple[Answer, float]:
+def _timed(work: Callable[[], Answer]) -> tuple[list[Answer], float]:
+    # In a list, for the caller to take out: the executor's thread lets go of what it returned a moment after the caller
+    # has it, and a batch that the caller has dropped already would still be held.
     started = time.perf_counter()
-    return work(), time.perf_counter() - started
+    return [work()], time.perf_counter() - started
 
 
 @cache

@@ -4,7 +4,7 @@
 |---|---|
 | classification | 1 where the first labels are the same, else 0 |
 | object_detection | F1 of boxes of one label that overlap by half or more (greedy, the largest overlap first) |
-| pose | share of the key points, sure in either, that lie within a tenth of the body's size |
+| pose | share of the key points, sure in either, that lie within a tenth of the larger body's size |
 | segmentation | overlap of the masks |
 | audio | overlap of the seconds that are speech |
 | tabular | share of the rows with the same label, or with values within 5 % |
@@ -80,11 +80,14 @@ def _near_points(live: Predictions, candidate: Predictions) -> float:
     ]
     if not sure:
         return 1.0
-    x, y = ([one[axis] for one, _ in sure] for axis in ("x", "y"))
-    # At least a pixel, so that a body whose points fall together is near itself.
-    reach = max(_POINT_TOLERANCE * max(max(x) - min(x), max(y) - min(y)), 1.0)
+    # Of two bodies the larger, and at least a pixel, so that a body whose points fall together is near itself.
+    reach = max(1.0, *(_POINT_TOLERANCE * _extent(body) for body in zip(*sure, strict=True)))
     near = [np.hypot(one["x"] - other["x"], one["y"] - other["y"]) <= reach for one, other in sure]
     return float(np.mean(near))
+
+
+def _extent(points: Predictions) -> float:
+    return max(float(np.ptp([point[axis] for point in points])) for axis in ("x", "y"))
 
 
 def _mask_overlap(live: Predictions, candidate: Predictions) -> float:

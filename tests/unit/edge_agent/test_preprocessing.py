@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import math
+import sys
 import threading
 from collections.abc import AsyncIterator
 
@@ -151,6 +152,19 @@ async def test_a_batch_that_is_held_keeps_its_content(pipeline: EdgePreprocessin
         assert caught.value.code == "batches_held"
         del second, caught
     assert kept.max() == pytest.approx(114 / 255)
+
+
+async def test_a_batch_that_is_dropped_is_free_at_once(pipeline: EdgePreprocessingPipeline) -> None:
+    held = await pipeline.preprocess_batch([PICTURE], SMALL)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(1000):
+            dropped = await pipeline.preprocess_batch([PICTURE], SMALL)
+            del dropped
+    finally:
+        sys.setswitchinterval(before)
+    assert len(held.tensor) == 1
 
 
 async def test_a_damaged_image_costs_no_buffer(pipeline: EdgePreprocessingPipeline) -> None:

@@ -135,8 +135,10 @@ def test_speech_by_its_seconds() -> None:
 
 def test_poses_by_their_near_points() -> None:
     ours = pose((0, 0, 0.9), (100, 0, 0.9), (0, 100, 0.9), (50, 50, 0.1))
-    theirs = pose((9, 0, 0.9), (111, 0, 0.9), (0, 100, 0.9), (90, 50, 0.1))
+    theirs = pose((9, 0, 0.9), (112, 0, 0.9), (0, 100, 0.9), (90, 50, 0.1))
     assert agreement(ModelType.POSE, [ours], [theirs]) == pytest.approx(2 / 3)
+    small, large = pose((0, 0, 0.9), (0, 0, 0.9)), pose((0, 2, 0.9), (20, 0, 0.9))
+    assert agreement(ModelType.POSE, [small], [large]) == agreement(ModelType.POSE, [large], [small]) == 0.5
 
 
 def test_rows_by_label_or_value() -> None:
