@@ -53,7 +53,9 @@ class WorkQueue:
         self._max_waiting = max_waiting
         self._numbers = itertools.count()
         self._heap: list[_Entry] = []
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # The thread that ran last is woken first: its stack and memory are still in a core's cache.
+        self._idle: list[threading.Condition] = []
         self._is_open = True
         self._unfinished = 0
         self._threads = [
@@ -93,14 +95,15 @@ class WorkQueue:
         entry = _Entry(_RANKS[priority], next(self._numbers), job, loop.create_future(), loop)
         if deadline is not None and deadline <= time.monotonic():
             raise _late()
-        with self._changed:
+        with self._lock:
             if not self._is_open:
                 raise UnavailableError("the device is stopping", remedy="ask again when it is up", code="stopping")
             if self._unfinished >= self._max_waiting:
                 raise OverloadedError("too many inferences wait", remedy="ask again later", code="inference_busy")
             self._unfinished += 1
             heapq.heappush(self._heap, entry)
-            self._changed.notify()
+            if self._idle:
+                self._idle.pop().notify()
         try:
             answer: Answer = await by_deadline(entry.future, deadline)
             return answer
@@ -109,11 +112,12 @@ class WorkQueue:
 
     def close(self) -> None:
         """Let what runs finish, tell what waits that it will not."""
-        with self._changed:
+        with self._lock:
             self._is_open = False
             waiting, self._heap = self._heap, []
             self._unfinished -= len(waiting)
-            self._changed.notify_all()
+            while self._idle:
+                self._idle.pop().notify()
         for entry in waiting:
             _settle(entry, None, UnavailableError("the device is stopping", code="stopping"))
         for thread in self._threads:
@@ -124,17 +128,19 @@ class WorkQueue:
         entry.is_wanted = False
         if entry.future.done() and not entry.future.cancelled():
             return
-        with self._changed:
+        with self._lock:
             kept = [other for other in self._heap if other is not entry]
             self._unfinished -= len(self._heap) - len(kept)
             heapq.heapify(kept)
             self._heap = kept
 
     def _work(self) -> None:
+        work_came = threading.Condition(self._lock)
         while True:
-            with self._changed:
+            with self._lock:
                 while self._is_open and not self._heap:
-                    self._changed.wait()
+                    self._idle.append(work_came)
+                    work_came.wait()
                 if not self._heap:
                     return
                 entry = heapq.heappop(self._heap)
@@ -145,7 +151,7 @@ class WorkQueue:
             # Whatever a job raises belongs to its caller.
             except Exception as error:  # noqa: BLE001
                 fault = error
-            with self._changed:
+            with self._lock:
                 self._unfinished -= 1
             _settle(entry, answer, fault)
 
