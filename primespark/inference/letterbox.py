@@ -173,8 +173,26 @@ def to_nchw(canvas: NDArray[np.uint8], out: NDArray[np.float32] | None = None) -
         out = np.empty(planes.shape, dtype=np.float32)
     elif out.shape != planes.shape:
         raise InvalidInputError(f"{list(out.shape)} does not take {list(planes.shape)}", code="bad_image_array")
+    cv2 = _opencv()
+    if cv2 is not None and _are_rows_whole(out):
+        # Taking the channels apart first lets both steps run over neighbouring bytes: half the time of a strided one.
+        for plane, target in zip(cv2.split(canvas), out, strict=True):
+            cv2.LUT(plane, _levels(), dst=target)
+        return out
     # Without a type NumPy 1 would look at the value and multiply in half precision.
     return np.multiply(planes, _ONE_LEVEL, out=out, dtype=np.float32)
+
+
+def _are_rows_whole(out: NDArray[np.float32]) -> bool:
+    """Whether OpenCV can write into the planes of `out`."""
+    _, row, pixel = out.strides
+    return out.dtype == np.float32 and pixel == out.itemsize and row >= out.shape[2] * out.itemsize
+
+
+@cache
+def _levels() -> NDArray[np.float32]:
+    """0..1 for each of the 256 levels."""
+    return np.arange(256, dtype=np.float32) * _ONE_LEVEL
 
 
 def _border_before(both: int) -> int:
