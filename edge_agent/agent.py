@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,43 +11,32 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from edge_agent import (
-    api,
-    cache_api,
-    capture_api,
-    examples_api,
-    openai_api,
-    preprocess_api,
-    records_api,
-    service_manager,
-)
+from edge_agent import service_manager
 from edge_agent.accelerator import Accelerator
 from edge_agent.api import Device
-from edge_agent.cache.build import build_cache, running
+from edge_agent.application import build_app
 from edge_agent.capture import Capture, Witness
 from edge_agent.capture.broadcast import Broadcast
 from edge_agent.capture.earwitness import Earwitness
 from edge_agent.capture.picture_store import PictureKind, PictureStore
 from edge_agent.capture_api import CaptureParts
-from edge_agent.credentials import CredentialFiles, LocalKey
+from edge_agent.credentials import CredentialFiles
 from edge_agent.database import Database
 from edge_agent.documents import Documents
-from edge_agent.example_labels import ExampleLabels
 from edge_agent.hardware import Hardware
-from edge_agent.inference_service import InferenceService, Slots
+from edge_agent.inference_service import InferenceService
 from edge_agent.labelled_folder import LabelledFolder
 from edge_agent.language_service import LanguageService
 from edge_agent.model_deployer import ModelDeployer
-from edge_agent.open_inference import routes as open_inference
 from edge_agent.outgoing import Outgoing
-from edge_agent.preprocessing import AudioPreprocessor, EdgePreprocessingPipeline, ImagePreprocessor
 from edge_agent.queue import OfflineQueue
+from edge_agent.slots.in_service import Slots
 from edge_agent.slots.serving import serving
 from edge_agent.sync_engine import SyncEngine
 from edge_agent.telemetry import Telemetry
 from primespark.core.logging import get_logger
 from primespark.core.settings import Settings
-from primespark.core.web import create_app, serve
+from primespark.core.web import serve
 from primespark.errors import PrimeSparkError
 from primespark.inference.models import DETECTOR, ServedModel
 
@@ -160,9 +148,10 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     if telemetry is not None and edge.telemetry.replay_recording and files.current is None:
         await telemetry.replay()
     gate = _gate(settings)
+    serve_variants = serving(accelerator, edge.inference.max_image_pixels, lambda: service.depth, service.workers)
     deployer = ModelDeployer(
         folder / "models", service.slots, documents, files, gate, edge, service.is_idle,
-        accelerator.runtime, serving(accelerator, service),
+        accelerator.runtime, serve_variants,
     )  # fmt: skip
     outgoing = Outgoing(database, edge.device_id, settings.sync.batch_records, _batch_bytes(files))
     engine = None
@@ -176,7 +165,7 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     sight = _capture_parts(settings, folder, service, queue)
     labelled = LabelledFolder(edge.capture.labelled_folder, queue) if edge.capture.labelled_folder else None
     device = Device(edge.device_id, service, language, queue, documents, engine, hardware)
-    app = _build_app(settings, folder, database, device, detector, sight)
+    app = build_app(settings, folder, database, device, detector, sight)
     return _Agent(
         settings, database, app, service, language, telemetry, hardware, sight, labelled, deployer, engine, gate,
         detector, accelerator,
@@ -195,84 +184,6 @@ def _capture_parts(settings: Settings, folder: Path, service: InferenceService, 
     earwitness = Earwitness(looking, queue, pictures[PictureKind.EVENT], broadcast)
     capture = Capture(looking, service, witness, earwitness) if settings.features.capture else None
     return CaptureParts(capture, witness, pictures, broadcast)
-
-
-def _build_app(
-    settings: Settings,
-    folder: Path,
-    database: Database,
-    device: Device,
-    detector: Future[ServedModel | None],
-    sight: CaptureParts,
-) -> FastAPI:
-    async def readiness() -> dict[str, str]:
-        missing = {}
-        if database.failure is not None:
-            missing["queue"] = database.failure
-        if not detector.done():
-            missing["detector"] = "loading"
-        elif (error := detector.exception()) is not None:
-            missing["detector"] = str(error)
-        return missing
-
-    async def summary() -> dict[str, Any]:
-        missing, state = await readiness(), device.engine.state if device.engine else None
-        sources = dict(sight.capture.sources) if sight.capture else {}
-        standing_by = {name: slot.model.fault for name, slot in device.service.slots.items() if slot.model.fault}
-        faults = {name: source.fault for name, source in sources.items() if source.fault}
-        return {
-            "status": "degraded" if missing or faults or standing_by else "healthy", "missing": missing,
-            "sources_failed": faults, "models_standing_by": standing_by,
-            "sources": {name: source.state for name, source in sources.items()},
-            "device_id": device.device_id, "cloud": state.phase if state else "alone",
-        }  # fmt: skip
-
-    edge = settings.edge
-    cache = build_cache(edge.cache, folder / "cache", edge.device_id) if settings.features.cache else None
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # The address is bound by now.
-        log.info("listening", url=_url(edge.host, edge.port))
-        service_manager.tell("READY=1")
-        async with running(cache):
-            yield
-
-    app = create_app(
-        title="primespark-edge",
-        authenticate=LocalKey(folder).authenticate,
-        routers=[
-            api.router,
-            cache_api.router,
-            capture_api.router,
-            examples_api.router,
-            openai_api.router,
-            open_inference.router,
-            open_inference.health_router(readiness, settings.security.open_health),
-            preprocess_api.router,
-            records_api.router,
-        ],
-        readiness=readiness,
-        summary=summary,
-        max_body_bytes=settings.edge.inference.max_body_bytes,
-        open_health=settings.security.open_health,
-        lifespan=lifespan,
-        problem_members={"/v1": openai_api.error_members, open_inference.PREFIX: open_inference.error_members},
-    )
-    app.state.device = device
-    app.state.open_inference_turns = open_inference.Turns()
-    app.state.capture_parts = sight
-    app.state.example_labels = ExampleLabels(sight.pictures[PictureKind.EXAMPLE], device.queue, edge.capture.images)
-    app.state.cache = cache
-    limits = settings.edge.inference
-    app.state.preprocessing = EdgePreprocessingPipeline(
-        ImagePreprocessor(limits.max_image_pixels), AudioPreprocessor(limits.max_audio_s)
-    )
-    return app
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _gate(settings: Settings) -> Any:

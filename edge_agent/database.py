@@ -206,6 +206,7 @@ def _open(path: Path) -> sqlite3.Connection:
                 remedy="install the newer version again",
             )
     except BaseException:
+        # Whatever it was goes on to the caller; the connection must not stay.
         connection.close()
         raise
     return connection

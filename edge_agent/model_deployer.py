@@ -11,8 +11,8 @@ from edge_agent.backoff import Backoff
 from edge_agent.credentials import CredentialFiles
 from edge_agent.documents import TWIN, Documents
 from edge_agent.gate_client import GateClient
-from edge_agent.inference_service import Slots
 from edge_agent.slots.download import BlobFolder
+from edge_agent.slots.in_service import Slots
 from edge_agent.slots.slot import ModelSlot, Shelf
 from edge_agent.slots.stages import Verified
 from edge_agent.slots.state import MODEL_NAME, Pointer, SlotState, StateFiles
@@ -93,6 +93,7 @@ class ModelDeployer:
                     log.warning("deployment_waits", cause=str(error))
                     await self._retry()
                 except Exception:
+                    # A fault of ours must not end the loop, and with it the device.
                     log.exception("deployment_failed")
                     await self._retry()
                 else:

@@ -15,8 +15,8 @@ from pydantic import Field
 from starlette.responses import Response
 
 from edge_agent.api import Operator
-from edge_agent.preprocessing import DataType, EdgePreprocessingPipeline, PreprocessingConfig
-from edge_agent.preprocessors import ProcessedAudio, ProcessedImage
+from edge_agent.preprocessing_pipeline import DataType, EdgePreprocessingPipeline
+from edge_agent.preprocessors import PreprocessingConfig, ProcessedAudio, ProcessedImage
 from primespark.core.web import read_body, read_model
 from primespark.errors import UnsupportedMediaError
 from primespark.inference import audio, images

@@ -11,16 +11,17 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge
 
 from edge_agent.placement import Overflow, Reason
 from primespark.core.logging import get_logger
-from primespark.errors import InvalidInputError, PermanentError, PrimeSparkError, TransientError
+from primespark.errors import InvalidInputError, PermanentError, PrimeSparkError, TransientError, UnavailableError
 from primespark.inference.catalog import ModelType
-from primespark.inference.models import Answered, InputKind, ServedModel
+from primespark.inference.engine import are_alike
+from primespark.inference.models import Answered, Computed, InputKind, RawInputs, ServedModel
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
 _END_S = 5.0
@@ -32,6 +33,8 @@ RETIRED = "accelerator_retired"
 ON_ACCELERATOR = Gauge("primespark_inference_on_accelerator", "1 while the accelerator answers.", ["model"])
 SWITCHES = Counter("primespark_inference_switches_total", "From one processor to the other.", ["model", "to", "reason"])
 PLACEMENTS = Counter("primespark_inference_placements_total", "Requests by where they ran.", ["model", "reason"])
+
+Reply = TypeVar("Reply", Answered, Computed)
 
 log = get_logger(__name__)
 
@@ -96,6 +99,12 @@ class StandbyModel:
         """Code of why the standby answers; None while the accelerator does."""
         return self._fault
 
+    @property
+    def away(self) -> ServedModel | None:
+        """The accelerator's variant while the standby answers; None before it was loaded, and once it was given up."""
+        is_expected = self._fault is not None and not self._closed and self._keeper.is_alive()
+        return self._loaded if is_expected else None
+
     def answered(self, given: NDArray[Any]) -> Answered:
         """The accelerator's answer, else the standby's.
 
@@ -103,24 +112,21 @@ class StandbyModel:
             InvalidInputError: As `ServedModel.predict`.
             UnavailableError: Both failed.
         """
-        accelerated, since = self._accelerated()
-        if accelerated is None:
-            return self._stood_by(given)
-        if self._overflow is not None and self._overflow.helps() and self._standby_places.acquire(blocking=False):
-            try:
-                PLACEMENTS.labels(self.name, Reason.QUEUE).inc()
-                return self._standby.answered(given)
-            finally:
-                self._standby_places.release()
-        try:
-            answered = accelerated.answered(given)
-        except InvalidInputError:
-            raise
-        except PrimeSparkError as error:
-            self._leave(error, since)
-            return self._stood_by(given)
-        PLACEMENTS.labels(self.name, Reason.PREFERRED).inc()
-        return answered
+        return self._placed(lambda variant: variant.answered(given))
+
+    def computed(self, asked: RawInputs) -> Computed:
+        """The outputs of either where their engines are alike, else of the one asked, however long it is away.
+
+        Raises:
+            InvalidInputError: As `InferenceEngine.run`.
+            UnavailableError: Both failed, or the one asked; code `accelerator_unavailable`: that one is away.
+        """
+        loaded = self._loaded
+        if loaded is not None and self._is_like_standby(loaded, asked):
+            return self._placed(lambda variant: variant.computed(asked))
+        if asked.variant is loaded:
+            return self._on_accelerator(asked)
+        return self._stood_by(lambda variant: variant.computed(asked))
 
     def retire(self) -> None:
         """Give the accelerator up for good; whoever still asks is answered by the standby."""
@@ -138,10 +144,54 @@ class StandbyModel:
         self.retire()
         self._standby.close()
 
-    def _stood_by(self, given: NDArray[Any]) -> Answered:
+    def _placed(self, ask: Callable[[ServedModel], Reply]) -> Reply:
+        """The reply of the accelerator, of the standby where that fails or is too busy."""
+        accelerated, since = self._accelerated()
+        if accelerated is None:
+            return self._stood_by(ask)
+        if self._overflow is not None and self._overflow.helps() and self._standby_places.acquire(blocking=False):
+            try:
+                PLACEMENTS.labels(self.name, Reason.QUEUE).inc()
+                return ask(self._standby)
+            finally:
+                self._standby_places.release()
+        try:
+            reply = ask(accelerated)
+        except InvalidInputError:
+            raise
+        except PrimeSparkError as error:
+            self._leave(error, since)
+            return self._stood_by(ask)
+        PLACEMENTS.labels(self.name, Reason.PREFERRED).inc()
+        return reply
+
+    def _on_accelerator(self, asked: RawInputs) -> Computed:
+        """What only the accelerator can give; its failure is left to be proven over, as any other."""
+        accelerated, since = self._accelerated()
+        if accelerated is None:
+            raise UnavailableError(
+                f"{self.name} runs on the processor now ({self._fault}), which takes other tensors",
+                remedy="try again later, or ask again what the model takes",
+                code="accelerator_unavailable",
+            )
+        try:
+            computed = accelerated.computed(asked)
+        except InvalidInputError:
+            raise
+        except PrimeSparkError as error:
+            self._leave(error, since)
+            raise
+        PLACEMENTS.labels(self.name, Reason.PREFERRED).inc()
+        return computed
+
+    def _is_like_standby(self, loaded: ServedModel, asked: RawInputs) -> bool:
+        may_stand_in = loaded.version == self._standby.version or not asked.is_version_named
+        return may_stand_in and are_alike(loaded.engine, self._standby.engine)
+
+    def _stood_by(self, ask: Callable[[ServedModel], Reply]) -> Reply:
         PLACEMENTS.labels(self.name, Reason.FAULT).inc()
         with self._standby_places:
-            return self._standby.answered(given)
+            return ask(self._standby)
 
     def _accelerated(self) -> tuple[ServedModel | None, int]:
         with self._changed:
@@ -184,6 +234,7 @@ class StandbyModel:
                 )
                 return False
             except Exception:
+                # A fault of ours costs the accelerator, never an answer: the standby goes on.
                 log.exception("accelerator_given_up", model=self.name)
                 self._note("internal_error", "see the log")
                 return False

@@ -62,6 +62,7 @@ class Index:
                 self._discard(str(error))
                 self._connect()
         except BaseException:
+            # Whatever it was goes on to the caller; the claim on the file must not stay.
             self.close()
             raise
 
@@ -180,6 +181,7 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA wal_autocheckpoint = 4000")
         connection.execute("PRAGMA journal_size_limit = 33554432")
     except BaseException:
+        # Whatever it was goes on to the caller; the connection must not stay.
         connection.close()
         raise
     return connection

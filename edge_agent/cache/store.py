@@ -182,6 +182,7 @@ class EntryStore:
         try:
             leaving = self._commit(key, stored, size, file, attempt)
         except BaseException:
+            # Whatever it was goes on to the caller; a file without an entry must not stay.
             self.files.remove([file])
             raise
         self.files.remove(leaving)

@@ -74,7 +74,7 @@ class Workers:
                 continue
             try:
                 answer = call()
-            except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
+            except BaseException as error:  # noqa: BLE001 (handed to whoever waits; a thread that ended here would leave all others waiting)
                 future.set_exception(error)
             else:
                 future.set_result(answer)

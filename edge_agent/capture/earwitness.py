@@ -9,12 +9,13 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 from edge_agent.capture.broadcast import Broadcast
+from edge_agent.capture.event_facts import EVENT_STREAM, enqueue_with_events
 from edge_agent.capture.picture_store import PictureStore
 from edge_agent.capture.pictures import MAX_TRAVELLING_BYTES
 from edge_agent.capture.sounds import Samples, SoundRing, encode_flac
 from edge_agent.capture.speech_rules import HeardEvent, SpeechBook
 from edge_agent.capture.telling import FaultsTold
-from edge_agent.capture.witness import EVENT_STREAM, EVENTS, to_value
+from edge_agent.capture.witness import to_value
 from edge_agent.inference_service import Inference
 from edge_agent.queue import NewFact, OfflineQueue
 from primespark.core.capture_settings import CaptureSettings
@@ -93,19 +94,14 @@ class Earwitness:
         events = book.update(cast("list[SpeechSegment]", found.predictions), window.start_s)
         result = to_value(found, window.source) | {"window_s": window.duration_s}
         self._broadcast.tell("result", {"time": to_rfc3339(window.time), **result})
-        facts = [NewFact(DataClass.INFERENCE_RESULTS, result, window.time)]
+        told = []
         for heard in events:
             clip = _clip(window, heard)
             value = await self._describe(heard, window, clip, found)
             self._broadcast.tell("event", {"time": to_rfc3339(window.time), **value})
             sent = value | await self._travelling_sound(heard, clip)
-            facts.append(NewFact(DataClass.INFERENCE_RESULTS, sent, window.time, stream=EVENT_STREAM))
-        is_enqueued = False
-        try:
-            await self._queue.enqueue(facts)
-            is_enqueued = True
-        finally:
-            EVENTS.labels("enqueued" if is_enqueued else "lost").inc(len(events))
+            told.append(NewFact(DataClass.INFERENCE_RESULTS, sent, window.time, stream=EVENT_STREAM))
+        await enqueue_with_events(self._queue, NewFact(DataClass.INFERENCE_RESULTS, result, window.time), told)
 
     async def _describe(self, heard: HeardEvent, window: Window, clip: Samples, found: Inference) -> dict[str, Any]:
         """The value of an event's fact, its clip kept."""

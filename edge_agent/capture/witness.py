@@ -13,6 +13,7 @@ from prometheus_client import Counter
 
 from edge_agent.capture.broadcast import Broadcast
 from edge_agent.capture.configured import ConfiguredSource
+from edge_agent.capture.event_facts import EVENT_STREAM, enqueue_with_events
 from edge_agent.capture.geometry import Box
 from edge_agent.capture.hard_examples import HardExamples
 from edge_agent.capture.picture_store import PictureKind, PictureStore
@@ -28,13 +29,9 @@ from primespark.errors import PrimeSparkError
 from primespark.inference.predictions import Prediction
 from primespark.sync.records import DataClass
 
-EVENT_STREAM = "events"
 _EXPIRE_EVERY_S = 600.0
 _MAX_NOTED = 100
 
-EVENTS = Counter("primespark_capture_events_total", "Events by what became of them.", ["outcome"])
-for _outcome in ("enqueued", "lost"):
-    EVENTS.labels(_outcome)
 EXAMPLES = Counter("primespark_capture_hard_examples_total", "Frames chosen for labelling.", ["reason", "outcome"])
 
 log = get_logger(__name__)
@@ -125,16 +122,11 @@ class Witness:
         for value in told:
             self._broadcast.tell("event", {"time": to_rfc3339(sight.time), **value})
         await self._keep_example(source, sight, pixels, found)
-        facts = [NewFact(DataClass.INFERENCE_RESULTS, result, sight.time)]
+        facts = []
         for event, value in zip(events, told, strict=True):
             sent = value | await self._travelling_image(event, pixels)
             facts.append(NewFact(DataClass.INFERENCE_RESULTS, sent, sight.time, stream=EVENT_STREAM))
-        is_enqueued = False
-        try:
-            await self._queue.enqueue(facts)
-            is_enqueued = True
-        finally:
-            EVENTS.labels("enqueued" if is_enqueued else "lost").inc(len(events))
+        await enqueue_with_events(self._queue, NewFact(DataClass.INFERENCE_RESULTS, result, sight.time), facts)
 
     async def expire_forever(self) -> NoReturn:
         """Remove pictures that are too old, now and every ten minutes, until cancelled."""

@@ -24,7 +24,7 @@ from primespark.core.web.access import require_viewer_unless_local
 from primespark.core.web.application import Readiness
 from primespark.core.web.bodies import INLINE_BYTES
 from primespark.errors import InvalidInputError, NotFoundError, UnavailableError
-from primespark.inference.models import BUNDLED_VERSION, InputKind, ServedModel
+from primespark.inference.models import BUNDLED_VERSION, InputKind, Model, RawInputs, ServedModel
 from primespark.inference.tabular import MAX_ROWS
 
 Answer = TypeVar("Answer")
@@ -123,7 +123,7 @@ async def server_metadata() -> dict[str, Any]:
 @router.get("/models/{model}/versions/{version}", dependencies=[Viewer])
 async def model_metadata(here: Here, named: Named) -> dict[str, Any]:
     """A model's inputs and outputs."""
-    model = await _served(here.service, named)
+    model = await _current(here.service, named)
     inputs, outputs = _forms(model)
     return {
         "name": model.name, "versions": [str(model.version)],
@@ -141,7 +141,7 @@ async def model_ready(here: Here, named: Named) -> dict[str, Any]:
         # Who only looks must not have it loaded, and another one unloaded for it.
         named.check_version(BUNDLED_VERSION)
     else:
-        await _served(service, named)
+        await _current(service, named)
     return {"name": named.name, "ready": True}
 
 
@@ -158,16 +158,46 @@ async def infer(
     if asked.model_name not in (None, named.name):
         raise InvalidInputError("`model_name` is not the model of the path", remedy="leave it out")
     deadline = answers.deadline_of(asked, received)
-    model = await _served(here.service, named, deadline)
-    inputs, outputs = _forms(model)
-    answers.check_inputs(asked.arrays, inputs, MAX_ROWS if model.input_kind is InputKind.TABLE else answers.MAX_BATCH)
+    model = await here.service.model(named.name, deadline)
+    variant = _variant_for(asked, model, named)
+    inputs, outputs = _forms(variant)
     wanted = answers.choose_outputs(asked, outputs)
+    raw = RawInputs(asked.arrays, variant, is_version_named=named.version is not None)
     try:
-        found = await here.service.run_tensors(model, asked.arrays, answers.priority_of(asked), deadline)
+        found = await here.service.compute(model, raw, answers.priority_of(asked), deadline)
     except UnavailableError as error:
         raise answers.told_apart(error, inputs) from None
-    size = sum(found[output.index].nbytes for output in wanted)
-    return _sent(await turns.run(size, partial(answers.encode, _head(model, asked), wanted, found)))
+    size = sum(found.outputs[output.index].nbytes for output in wanted)
+    return _sent(await turns.run(size, partial(answers.encode, _head(found.by, asked), wanted, found.outputs)))
+
+
+def _variant_for(asked: Asked, model: Model, named: Addressed) -> ServedModel:
+    """The variant that a request is made for: the one that answers now, or the one that is away if only that takes it.
+
+    Raises:
+        NotFoundError: Code `unknown_model_version`.
+        InvalidInputError: As `answers.check_inputs`.
+    """
+    # Asked in this order, none is missed that leaves or comes back meanwhile.
+    variants = [one for one in (model.current, model.away, model.current) if one is not None]
+    fitting = next((one for one in variants if _takes(asked, one, named)), variants[0])
+    _check(asked, fitting, named)
+    return fitting
+
+
+def _takes(asked: Asked, variant: ServedModel, named: Addressed) -> bool:
+    try:
+        _check(asked, variant, named)
+    except (NotFoundError, InvalidInputError):
+        return False
+    return True
+
+
+def _check(asked: Asked, variant: ServedModel, named: Addressed) -> None:
+    named.check_version(variant.version)
+    inputs, _ = _forms(variant)
+    is_table = variant.input_kind is InputKind.TABLE
+    answers.check_inputs(asked.arrays, inputs, MAX_ROWS if is_table else answers.MAX_BATCH)
 
 
 def _head(model: ServedModel, asked: Asked) -> dict[str, Any]:
@@ -185,10 +215,11 @@ def _sent(answer: Encoded) -> Response:
     return Response(answer.body, headers=headers, media_type="application/octet-stream")
 
 
-async def _served(service: InferenceService, named: Addressed, deadline: float | None = None) -> ServedModel:
-    model = await service.served(named.name, deadline)
-    named.check_version(model.version)
-    return model
+async def _current(service: InferenceService, named: Addressed) -> ServedModel:
+    """The variant that would answer now."""
+    current = (await service.model(named.name)).current
+    named.check_version(current.version)
+    return current
 
 
 def _forms(model: ServedModel) -> tuple[tuple[TensorForm, ...], tuple[TensorForm, ...]]:

@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from numpy.typing import NDArray
 from prometheus_client import Counter
@@ -20,8 +21,10 @@ from prometheus_client import Counter
 from edge_agent.slots.comparison import agreement
 from edge_agent.slots.phases import Run, State
 from primespark.core.logging import get_logger
+from primespark.errors import PrimeSparkError
 from primespark.inference.catalog import ModelType
-from primespark.inference.models import Answered, InputKind, Model, ServedModel
+from primespark.inference.engine import are_alike
+from primespark.inference.models import Answered, Computed, InputKind, Model, RawInputs, ServedModel
 
 # A caller waits so many times the live version's time, or at least so long, for a version in canary; then the live one
 # answers.
@@ -36,6 +39,8 @@ for _phase in (State.SHADOW, State.CANARY):
     for _outcome in ("ok", "failed", "dropped"):
         RUNS.labels(_phase, _outcome)
 
+Reply = TypeVar("Reply", Answered, Computed)
+
 _ABANDONED: list[threading.Thread] = []
 
 log = get_logger(__name__)
@@ -44,6 +49,14 @@ log = get_logger(__name__)
 def is_any_abandoned() -> bool:
     """Whether a version hangs in a thread that was given up; an interpreter that ends beside it aborts (SIGABRT)."""
     return any(thread.is_alive() for thread in _ABANDONED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question(Generic[Reply]):
+    """What both versions are asked, and how far two replies agree, 0..1; None where that cannot be told."""
+
+    ask: Callable[[Model], Reply]
+    agreement: Callable[[Reply, Reply], float] | None
 
 
 class Candidate:
@@ -100,20 +113,20 @@ class Candidate:
         """The live model's."""
         return self._live.fault
 
+    @property
+    def away(self) -> ServedModel | None:
+        """The live model's."""
+        return self._live.away
+
     def answered(self, given: NDArray[Any]) -> Answered:
         """The live version's answer; in canary, for a share of the inputs, that of the version under trial."""
-        phase = self._phase
-        is_chosen = phase is not None and self._random.random() < self._share
-        if is_chosen and phase is State.CANARY and self._take():
-            answered = self._answer(given)
-            if answered is not None:
-                return answered
-        started = time.perf_counter()
-        answered = self._live.answered(given)
-        self._live_s = time.perf_counter() - started
-        if is_chosen and phase is State.SHADOW:
-            self._shadow(given, answered, self._live_s)
-        return answered
+        return self._reply(_Question(lambda model: model.answered(given), self._agreement))
+
+    def computed(self, asked: RawInputs) -> Computed:
+        """The live version's outputs; in canary a share is the other's, if that is like it and no version is named."""
+        if asked.is_version_named or not are_alike(asked.variant.engine, self._version.engine):
+            return self._live.computed(asked)
+        return self._reply(_Question(lambda model: model.computed(asked), None))
 
     def retire(self) -> None:
         """As the live model."""
@@ -166,60 +179,77 @@ class Candidate:
             self._busy_since = time.monotonic()
             return True
 
-    def _shadow(self, given: NDArray[Any], live: Answered, live_s: float) -> None:
+    def _reply(self, question: _Question[Reply]) -> Reply:
+        phase = self._phase
+        is_chosen = phase is not None and self._random.random() < self._share
+        if is_chosen and phase is State.CANARY and self._take():
+            reply = self._answer(question)
+            if reply is not None:
+                return reply
+        started = time.perf_counter()
+        reply = question.ask(self._live)
+        self._live_s = time.perf_counter() - started
+        # A shadow whose replies cannot be compared would prove nothing.
+        if is_chosen and phase is State.SHADOW and question.agreement is not None:
+            self._shadow(question, reply, self._live_s)
+        return reply
+
+    def _shadow(self, question: _Question[Reply], live: Reply, live_s: float) -> None:
         if not self._is_idle() or not self._take():
             RUNS.labels(State.SHADOW, "dropped").inc()
             return
         runs = self._runs
 
         def work() -> None:
-            candidate_s, answer = self._predict(given, State.SHADOW)
-            runs.append(self._compared(live, live_s, answer, candidate_s))
+            candidate_s, reply = self._try(question, State.SHADOW)
+            runs.append(_compared(question, live, live_s, reply, candidate_s))
 
         self._jobs.put(work)
 
-    def _answer(self, given: NDArray[Any]) -> Answered | None:
-        """The version's answer; None where it has none, or not soon enough."""
-        runs, answers = self._runs, Future[Answered | None]()
+    def _answer(self, question: _Question[Reply]) -> Reply | None:
+        """The version's reply; None where it has none, or not soon enough."""
+        runs, replies = self._runs, Future[Reply | None]()
 
         def work() -> None:
-            candidate_s, answer = self._predict(given, State.CANARY)
-            answers.set_result(answer)
-            self._compare_with_live(runs, given, answer, candidate_s)
+            candidate_s, reply = self._try(question, State.CANARY)
+            replies.set_result(reply)
+            self._compare_with_live(runs, question, reply, candidate_s)
 
         self._jobs.put(work)
         patience_s = max(_PATIENCE * self._live_s, _LEAST_PATIENCE_S)
         try:
-            return answers.result(timeout=patience_s)
+            return replies.result(timeout=patience_s)
         except TimeoutError:
             return None
 
-    def _predict(self, given: NDArray[Any], phase: State) -> tuple[float, Answered | None]:
-        """Seconds, and the version's answer; None where it fails, whatever it raises."""
+    def _try(self, question: _Question[Reply], phase: State) -> tuple[float, Reply | None]:
+        """Seconds, and the version's reply; None where it fails, whatever it raises."""
         started = time.perf_counter()
         try:
-            answer: Answered | None = self._version.answered(given)
+            reply: Reply | None = question.ask(self._version)
         except Exception as error:  # noqa: BLE001 (a version under trial may raise anything, and nobody may suffer it)
-            answer = None
+            reply = None
             log.warning("candidate_failed", model=self.name, version=self._version.version, cause=str(error)[:200])
-        RUNS.labels(phase, "failed" if answer is None else "ok").inc()
-        return time.perf_counter() - started, answer
+        RUNS.labels(phase, "failed" if reply is None else "ok").inc()
+        return time.perf_counter() - started, reply
 
     def _compare_with_live(
-        self, runs: list[Run], given: NDArray[Any], answer: Answered | None, candidate_s: float
+        self, runs: list[Run], question: _Question[Reply], reply: Reply | None, candidate_s: float
     ) -> None:
         started = time.perf_counter()
         try:
-            live = self._live.answered(given)
-        except Exception:  # noqa: BLE001 (an input the live version refuses says nothing about the other)
+            live = question.ask(self._live)
+        except PrimeSparkError:
+            # An input that the live version refuses says nothing about the other.
             return
-        runs.append(self._compared(live, time.perf_counter() - started, answer, candidate_s))
+        except Exception:
+            # Nor does a fault of the live version, which no caller met here.
+            log.exception("live_version_failed", model=self.name)
+            return
+        runs.append(_compared(question, live, time.perf_counter() - started, reply, candidate_s))
 
-    def _compared(self, live: Answered, live_s: float, answer: Answered | None, candidate_s: float) -> Run:
-        if answer is None:
-            return Run(live_s)
-        comparable_s = live_s if live.by.device == answer.by.device else None
-        return Run(comparable_s, candidate_s, agreement(self.model_type, live.predictions, answer.predictions))
+    def _agreement(self, live: Answered, candidate: Answered) -> float:
+        return agreement(self.model_type, live.predictions, candidate.predictions)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -232,3 +262,10 @@ class Candidate:
             finally:
                 self._busy_since = None
                 self._on_run()
+
+
+def _compared(question: _Question[Reply], live: Reply, live_s: float, reply: Reply | None, candidate_s: float) -> Run:
+    if reply is None:
+        return Run(live_s)
+    comparable_s = live_s if live.by.device == reply.by.device else None
+    return Run(comparable_s, candidate_s, question.agreement(live, reply) if question.agreement is not None else None)

@@ -68,7 +68,7 @@ class Run:
     Attributes:
         live_s: Seconds the live version took; None: it ran on another kind of processor, which says nothing.
         candidate_s: Seconds the version under trial took; None: it failed.
-        agreement: 0..1, between the two answers; None: it failed.
+        agreement: 0..1, between the two answers; None: it failed, or they are raw tensors, which nothing compares.
     """
 
     live_s: float | None

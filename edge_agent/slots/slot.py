@@ -10,9 +10,9 @@ from typing import Any
 from prometheus_client import Counter
 
 from edge_agent.backoff import Backoff
-from edge_agent.inference_service import Slots
 from edge_agent.slots import stages
 from edge_agent.slots.download import BlobFolder, BlobSource
+from edge_agent.slots.in_service import Slots
 from edge_agent.slots.phases import State
 from edge_agent.slots.stages import BlobRefusedError, TakenBackError, Verified
 from edge_agent.slots.state import Attempt, Pointer, Refusal, SlotState, StateFiles
@@ -122,6 +122,7 @@ class ModelSlot:
         except (PrimeSparkError, OSError) as error:
             log.error("model_not_restored", model=self.name, cause=str(error)[:200])
         except Exception:
+            # Whatever a library raises about one file must not keep the other models from serving.
             log.exception("model_not_restored", model=self.name)
         else:
             self._shelf.slots.put(self._shelf.serve(verified, model))
@@ -163,6 +164,7 @@ class ModelSlot:
             log.warning("deployment_waits", model=self.name, cause=str(error))
             return False
         except Exception:
+            # Whatever a library raises about one file must not end the deployment of the others.
             log.exception("deployment_failed", model=self.name)
             return False
         return True
@@ -232,6 +234,7 @@ class ModelSlot:
                     live, model, self._shelf.slots, self._shelf.settings.models, self._shelf.is_idle, self._enter
                 )
         except BaseException:
+            # Refused, broken or cancelled: only a kill leaves the attempt counted.
             await self._save(before.changed(attempt=earlier))
             raise
         await self._go_live(pointer, verified, model)

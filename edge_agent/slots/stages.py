@@ -11,10 +11,10 @@ from pathlib import Path
 
 from edge_agent.accelerator import SERVED_TYPES
 from edge_agent.bundled_models import batching_of
-from edge_agent.inference_service import Slot, Slots
 from edge_agent.slots.candidate import Candidate
 from edge_agent.slots.download import BlobFolder, BlobSource
 from edge_agent.slots.golden import check_golden, golden_array
+from edge_agent.slots.in_service import Slot, Slots
 from edge_agent.slots.phases import Limits, Plan, State, Verdict, judge
 from edge_agent.slots.threads import in_thread
 from primespark.core.logging import get_logger

@@ -172,7 +172,8 @@ class Supervisor:
                     # What was ready once is started again for ever: its trouble may pass, as that of what it needs.
                     if not entry.ready.is_set():
                         raise
-                    log.warning("service_did_not_start", name=service.name, cause=str(error))
+                    is_known = isinstance(error, PrimeSparkError | OSError)
+                    log.warning("service_did_not_start", name=service.name, cause=str(error), exc_info=not is_known)
                 if self._is_stopping():
                     return
                 self._change(entry, State.RESTARTING)

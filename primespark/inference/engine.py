@@ -62,6 +62,11 @@ class InferenceEngine(Protocol):
         """Release the model; runs under way end as if it were open. Closing twice is allowed."""
 
 
+def are_alike(one: InferenceEngine, other: InferenceEngine) -> bool:
+    """Whether two take and give tensors of the same names, types and shapes, in the same order."""
+    return _form(one) == _form(other)
+
+
 def try_model(engine: InferenceEngine, inputs: Mapping[str, Tensor], form: str) -> list[NDArray[Any]]:
     """The outputs of a model just loaded, to see that it is of the form its reader needs.
 
@@ -72,3 +77,8 @@ def try_model(engine: InferenceEngine, inputs: Mapping[str, Tensor], form: str) 
         return engine.run(inputs)
     except InvalidInputError as error:
         raise IntegrityError(f"not {form}: {error.message}"[:400], code="bad_model") from None
+
+
+def _form(engine: InferenceEngine) -> tuple[object, ...]:
+    inputs = (engine.input_names, engine.input_types, engine.input_shapes)
+    return (*inputs, engine.output_names, engine.output_types, engine.output_shapes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import threading
@@ -11,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from primespark.errors import ConfigurationError, ConflictError, MissingDependencyError, UnavailableError
-from primespark.inference.hailo_errors import translated
+from primespark.inference.hailo_errors import let_go, translated
 
 _PACKAGE = "hailo_platform"
 _DEVICES = "sys/class/hailo_chardev"
@@ -197,11 +196,8 @@ def _vendor_with_chip(root: Path) -> ModuleType:
 
 
 def _release(device: Any) -> None:
-    if device is None:
-        return
-    # What it could not release is dropped with the object.
-    with contextlib.suppress(Exception):
-        device.release()
+    if device is not None:
+        let_go(device.release)
 
 
 def _another_chip(name: str) -> ConfigurationError:

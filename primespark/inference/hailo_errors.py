@@ -8,9 +8,11 @@ importing the vendor's package.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
 
+from primespark.core.logging import get_logger
 from primespark.errors import ConfigurationError, IntegrityError, PrimeSparkError, UnavailableError
 
 _RAW = "HailoRTStatusException"
@@ -32,6 +34,8 @@ _BY_CLASS = {
     "HailoRTHEFNotCompatibleWithDevice": 93,
 }
 _MAX_REASON = 200
+
+log = get_logger(__name__)
 
 
 class _Kind(StrEnum):
@@ -129,3 +133,15 @@ def translated(error: BaseException, doing: str) -> PrimeSparkError:
     if meaning.kind is _Kind.TIMEOUT:
         return UnavailableError(message, remedy=meaning.remedy, code="accelerator_timeout")
     return UnavailableError(message, remedy=meaning.remedy, code="accelerator_unavailable")
+
+
+def let_go(release: Callable[[], object]) -> None:
+    """Call what releases something of the vendor's package; where it refuses, that is logged and no more.
+
+    What was dead before has nothing to release, and is dropped with its object.
+    """
+    try:
+        release()
+    # Raw exceptions of the binding have no base of their own.
+    except Exception as error:  # noqa: BLE001
+        log.info("accelerator_release_refused", cause=f"{type(error).__name__}: {error}"[:_MAX_REASON])

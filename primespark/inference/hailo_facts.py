@@ -14,9 +14,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from primespark.core.logging import get_logger
 from primespark.errors import IntegrityError, PrimeSparkError
 from primespark.inference.hailo_device import load_vendor
 from primespark.inference.hailo_hef import read_header
+
+log = get_logger(__name__)
 
 HEF_FOLDER = "usr/share/hailo-models"
 _PCI_VENDOR = "0x1e60"
@@ -182,7 +185,8 @@ def _package() -> tuple[str | None, PrimeSparkError | None, int | None]:
     try:
         scanned = len(vendor.Device.scan())
     # Raw exceptions of the binding have no base of their own.
-    except Exception:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001
+        log.warning("accelerator_not_scanned", cause=f"{type(error).__name__}: {error}"[:200])
         scanned = 0
     return str(vendor.__version__), None, scanned
 

@@ -7,7 +7,6 @@ engine builds another session.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primespark.errors import UnavailableError
-from primespark.inference.hailo_errors import is_of_the_chip, translated
+from primespark.inference.hailo_errors import is_of_the_chip, let_go, translated
 from primespark.inference.hailo_nms import NmsLayout
 
 _RUNNING = "running the model"
@@ -106,11 +105,8 @@ class HailoSession:
     def release(self) -> None:
         """Unload the model and abort frames nobody waits for; only when no run is under way."""
         self._fail()
-        # A model that was dead before has nothing to unload.
-        with contextlib.suppress(Exception):
-            self._configured.shutdown()
-        with contextlib.suppress(Exception):
-            self._configured.__exit__(None, None, None)
+        let_go(self._configured.shutdown)
+        let_go(lambda: self._configured.__exit__(None, None, None))
 
     def _take(self, ends_at: float) -> _Frame:
         with self._changed:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from primespark.core.identifiers import sha256_hex
 from primespark.core.manifests import Manifest
-from primespark.errors import IntegrityError, InvalidInputError
+from primespark.errors import IntegrityError
 from primespark.inference import catalog
 from primespark.inference.batching_engine import NO_BATCHES, Batching
 from primespark.inference.catalog import ModelType
 from primespark.inference.classification import DigitReader, ImageClassifier
 from primespark.inference.detection import SsdDetector
-from primespark.inference.engine import InferenceEngine
+from primespark.inference.engine import InferenceEngine, Tensor
+from primespark.inference.input_arrays import check_audio, check_image, check_table
 from primespark.inference.onnx_engine import OnnxEngine
 from primespark.inference.pose import MoveNet
 from primespark.inference.predictions import Prediction
@@ -29,7 +29,6 @@ from primespark.inference.yolo import YoloDetector
 
 DETECTOR = "coco-ssd"
 BUNDLED_VERSION = 1
-_CHANNELS = 3
 
 Answer = Callable[[NDArray[Any]], Sequence[Prediction]]
 
@@ -50,6 +49,7 @@ INPUT_OF = {
     ModelType.AUDIO: InputKind.AUDIO,
     ModelType.TABULAR: InputKind.TABLE,
 }
+_CHECKS = {InputKind.IMAGE: check_image, InputKind.AUDIO: check_audio, InputKind.TABLE: check_table}
 
 
 class Model(Protocol):
@@ -75,8 +75,19 @@ class Model(Protocol):
     def fault(self) -> str | None:
         """Code of why another variant answers than should; None while all is well."""
 
+    @property
+    def away(self) -> ServedModel | None:
+        """The variant that should answer and is expected back; None while all is well."""
+
     def answered(self, given: NDArray[Any]) -> Answered:
         """Predictions for an input, see `ServedModel.predict`, and the variant that made them."""
+
+    def computed(self, asked: RawInputs) -> Computed:
+        """Outputs of the network, and the variant that gave them: the one asked, or one whose engine is alike.
+
+        Raises:
+            UnavailableError: As `InferenceEngine.run`; the variant asked is away, and no other is like it.
+        """
 
     def retire(self) -> None:
         """Give up what others wait for, once another took its place; whoever still asks is answered."""
@@ -90,6 +101,29 @@ class Answered:
     """What a model answered, and by which variant."""
 
     predictions: list[Prediction]
+    by: ServedModel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawInputs:
+    """What a model's network is asked, with nothing before or behind it.
+
+    Attributes:
+        arrays: By name of the input, as the engine of `variant` takes them.
+        variant: The one asked, `current` or `away` of the model.
+        is_version_named: Another version may not answer.
+    """
+
+    arrays: Mapping[str, Tensor]
+    variant: ServedModel
+    is_version_named: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Computed:
+    """What a network gave, in the order of its outputs, and by which variant."""
+
+    outputs: list[NDArray[Any]]
     by: ServedModel
 
 
@@ -131,6 +165,11 @@ class ServedModel:
         """None: there is no other variant."""
         return None
 
+    @property
+    def away(self) -> ServedModel | None:
+        """None: there is no other variant."""
+        return None
+
     def predict(self, given: NDArray[Any]) -> list[Prediction]:
         """Predictions in the shape of the model's type.
 
@@ -147,6 +186,10 @@ class ServedModel:
     def answered(self, given: NDArray[Any]) -> Answered:
         """As `predict`, with this variant's name on it."""
         return Answered(self.predict(given), self)
+
+    def computed(self, asked: RawInputs) -> Computed:
+        """The engine's outputs, with this variant's name on them; it must be like the one asked."""
+        return Computed(self.engine.run(asked.arrays), self)
 
     def retire(self) -> None:
         """Nothing: its memory is free when nobody asks it any more."""
@@ -253,28 +296,3 @@ _DEPLOYED: dict[str, Callable[[InferenceEngine, tuple[str, ...], float], Answer]
     ModelType.OBJECT_DETECTION: _deployed_detector,
     ModelType.TABULAR: _deployed_table_model,
 }
-
-
-def _check_image(image: NDArray[Any]) -> None:
-    if image.dtype != np.uint8 or image.ndim != _CHANNELS or image.shape[2] != _CHANNELS or not image.size:
-        raise InvalidInputError(
-            f"an image is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}", code="bad_image_array"
-        )
-
-
-def _check_audio(samples: NDArray[Any]) -> None:
-    if samples.dtype != np.float32 or samples.ndim != 1 or not np.isfinite(samples).all():
-        raise InvalidInputError(
-            f"a recording is finite float32 [samples], not {samples.dtype} {list(samples.shape)}",
-            code="bad_audio_array",
-        )
-
-
-def _check_table(rows: NDArray[Any]) -> None:
-    if rows.dtype != np.float32 or rows.ndim != 2 or not rows.size:
-        raise InvalidInputError(
-            f"a table is float32 [rows, features], not {rows.dtype} {list(rows.shape)}", code="bad_table"
-        )
-
-
-_CHECKS = {InputKind.IMAGE: _check_image, InputKind.AUDIO: _check_audio, InputKind.TABLE: _check_table}

@@ -36,6 +36,7 @@ class BlobStore:
                 os.fsync(file.fileno())
             Path(staging).replace(target)
         except BaseException:
+            # Whatever it was goes on to the caller; half a file must not stay.
             Path(staging).unlink(missing_ok=True)
             raise
         for folder in (target.parent, self._root, self._root.parent):

@@ -53,7 +53,7 @@ async def test_the_store_holds_exactly_what_was_acknowledged(stack: Stack) -> No
     seen: dict[tuple[str, str], int] = {}
     for _ in range(KILLS):
         for victim in (clients[0].device_id, "cloud", "postgres"):
-            await asyncio.sleep(chance.uniform(0.3, 1.5))
+            await asyncio.sleep(chance.uniform(0.3, 1.5))  # the moment of the kill, not a synchronisation
             await _remember_acknowledged(clients, seen)
             await _kill(stack, victim)
     before = dict(seen)

@@ -130,6 +130,7 @@ class _Observed:
             try:
                 await self._app(scope, receive, observed_send)
             except Exception:
+                # The outermost place a request can fail: told as ours, never a traceback to the caller.
                 log.exception("request_crashed", path=scope["path"])
                 if status == 0:
                     remedy = f"see the log: {request_id}"

@@ -209,7 +209,9 @@ async def test_a_waiting_pull_is_answered_by_a_write(gate: Gate) -> None:
     key = await gate.enrol()
     start = (await gate.client.get("/sync/v1/pull", headers=key)).json()["next_cursor"]
     waiting = asyncio.create_task(gate.client.get(f"/sync/v1/pull?cursor={start}&wait=20", headers=key))
-    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        while not gate.cloud.notifier._waiting:  # noqa: ASYNC110 (a set, which sets no event)
+            await asyncio.sleep(0.002)
     patched = await gate.client.patch(
         "/api/v1/devices/edge-1/records/configurations/twin", json={"desired": {"rate": 3}}, headers=gate.admin
     )

@@ -64,7 +64,7 @@ class MjpegCamera:
                     writer.write(head.encode() + self.picture + b"\r\n")
                     await writer.drain()
                     self.parts += 1
-                await asyncio.sleep(self.interval_s)
+                await asyncio.sleep(self.interval_s)  # the camera's frame rate
         except (ConnectionError, asyncio.IncompleteReadError):
             return
         finally:

@@ -17,10 +17,11 @@ from edge_agent.credentials import CredentialFiles
 from edge_agent.database import Database
 from edge_agent.documents import Documents
 from edge_agent.gate_client import GateClient
-from edge_agent.inference_service import InferenceService, Slots
+from edge_agent.inference_service import InferenceService
 from edge_agent.model_deployer import ModelDeployer
 from edge_agent.outgoing import Outgoing
 from edge_agent.queue import NewFact, OfflineQueue
+from edge_agent.slots.in_service import Slots
 from edge_agent.slots.serving import serving
 from edge_agent.sync_engine import SyncEngine
 from primespark.core.settings import (
@@ -92,9 +93,10 @@ async def running_device(
     edge = EdgeSettings(models=models, inference=inference or InferenceSettings())
     accelerator = Accelerator(edge.inference)
     service = InferenceService(slots, edge.inference)
+    serve_variants = serving(accelerator, edge.inference.max_image_pixels, lambda: service.depth, service.workers)
     deployer = ModelDeployer(
         folder / "models", slots, documents, files, gate, edge, lambda: True,
-        accelerator.runtime, serving(accelerator, service),
+        accelerator.runtime, serve_variants,
     )  # fmt: skip
     engine = SyncEngine(gate, files, outgoing, documents, settings, device_id=device_id, on_documents=deployer.notify)
     loop = asyncio.get_running_loop()

@@ -38,7 +38,7 @@ class RtspCamera:
                 writer.write(b"$\0" + struct.pack(">H", len(packet)) + packet)
                 await writer.drain()
                 if packet[1] & 0x80:
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.02)  # the camera's frame rate
         writer.close()
 
     def _answer(self, method: str, sequence: str) -> str:

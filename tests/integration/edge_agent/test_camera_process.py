@@ -147,7 +147,7 @@ class Picamera2:
         self.is_started = True
     def capture_array(self, name):
         assert self.is_started and name == "main"
-        time.sleep(0.01)
+        time.sleep(0.01)  # how long a sensor takes for a frame
         return np.full((48, 64, 3), (0, 0, 250), np.uint8)
 """
 
@@ -174,7 +174,7 @@ async def main():
     async with open_camera(SourceSettings(name="door", url=SecretStr({server.url!r})), {MAX_PIXELS}) as camera:
         await camera.frame()
         print(camera.pid, flush=True)
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 asyncio.run(main())
 """
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)

@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 
 from edge_agent.capture.watching import SourceState
 from edge_agent.database import Database
-from edge_agent.inference_service import InferenceService, Slots
+from edge_agent.inference_service import InferenceService
+from edge_agent.slots.in_service import Slots
 from primespark.core.capture_settings import CaptureSettings
 from primespark.core.settings import InferenceSettings
 from primespark.inference.models import DETECTOR, load_bundled
@@ -36,11 +37,11 @@ async def test_a_bad_file_in_a_looped_folder_is_told_once_until_its_fault_change
     capture = build_capture(settings, service, database)[0]
     with capture_logs() as logs:
         looking = asyncio.create_task(capture.run(load_bundled(DETECTOR, 1, 0.4)))
-        await until(lambda: service.frames >= 5)
+        await until(lambda: service.figures.frames >= 5)
         bad.write_bytes(png(9))
         await until(lambda: len(failed(logs)) > 1)
-        frames = service.frames
-        await until(lambda: service.frames >= frames + 5)
+        frames = service.figures.frames
+        await until(lambda: service.figures.frames >= frames + 5)
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
     service.close()

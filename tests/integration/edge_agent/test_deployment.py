@@ -282,15 +282,18 @@ async def test_a_name_that_cannot_be_reported_holds_nothing_up(
 
 
 async def test_a_withdrawn_model_is_served_no_longer(signed_gate: RunningGate, key: SigningKey, tmp_path: Path) -> None:
-    oracle, version = signed_gate.oracle, make_version(1, key)
+    oracle, version, other = signed_gate.oracle, make_version(1, key), make_version(1, key, name="other")
+    other.leave_in(oracle)
     async with running_device(tmp_path, signed_gate.url) as device:
         await _deploy(device, oracle, version)
         await until(lambda: reported(oracle).get("version") == 1)
-        desire(oracle, {"digits": None})
+        desire(oracle, {"digits": None, "other": other.pointer})
         await until(lambda: serves(device) == 0)
         await until(lambda: reported(oracle) == {})
-    async with running_device(tmp_path, signed_gate.url) as device:
-        await asyncio.sleep(0)
+        await until(lambda: device.slots.get("other") is not None)
+    async with running_device(tmp_path, "http://127.0.0.1:9") as device:
+        # Restored in the order of their names: whatever was left of `digits` would be there before.
+        await until(lambda: device.slots.get("other") is not None)
         assert serves(device) == 0
 
 

@@ -25,7 +25,8 @@ from edge_agent.capture.broadcast import Broadcast
 from edge_agent.capture.picture_store import PictureKind, PictureStore
 from edge_agent.capture.watching import SourceState
 from edge_agent.database import Database
-from edge_agent.inference_service import InferenceService, Slots
+from edge_agent.inference_service import InferenceService
+from edge_agent.slots.in_service import Slots
 from primespark.core.capture_settings import CaptureSettings
 from primespark.core.settings import InferenceSettings
 from primespark.store.facts import storable_value

@@ -62,7 +62,7 @@ async def asked_all_the_time(device: Device) -> AsyncIterator[list[Inference]]:
     async def asking() -> None:
         while True:
             answers.append(await ask(service, len(answers) % 100))
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002)  # the pace of somebody who asks
 
     task = asyncio.create_task(asking())
     try:

@@ -84,7 +84,7 @@ async def _live_through(gate: RunningGate, folder: Path, steps: list[Any]) -> in
                         link.lose_next_reply(PUSH)
                     else:
                         link.cut()
-                        await asyncio.sleep(0)
+                        await asyncio.sleep(0)  # what the cut woke goes one step before it is healed
                         link.heal()
                 if step[0] != "restart":
                     await device.drained()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +12,10 @@ import psutil
 from primespark.embedded.probes import tcp_accepts
 from primespark.embedded.supervisor import Service
 
-# Listens once the file `gate` exists; at SIGTERM writes its name to `journal`, or ignores it; may leave a grandchild.
+# Listens once nobody holds the lock of `gate`; at SIGTERM writes its name to `journal`, or ignores it; may leave a
+# grandchild.
 _PROGRAM = """
-import os, signal, socket, subprocess, sys, time
+import fcntl, os, signal, socket, subprocess, sys
 name, port, gate, journal, ignores, grandchild = sys.argv[1:]
 if grandchild:
     child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
@@ -23,12 +25,34 @@ def end(*_):
         file.write(name + "\\n")
     sys.exit(0)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if ignores else end)
-while not os.path.exists(gate):
-    time.sleep(0.01)
+waiting = os.open(gate, os.O_RDONLY)
+fcntl.flock(waiting, fcntl.LOCK_SH)
+os.close(waiting)
 server = socket.create_server(("127.0.0.1", int(port)))
 while True:
     server.accept()[0].close()
 """
+
+
+class Gate:
+    """Holds programs back before they listen, while it is closed; open at first.
+
+    Args:
+        path: A file of its own.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+        self._file = path.open()
+
+    def close(self) -> None:
+        """Let nobody pass."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def open(self) -> None:
+        """Let all pass."""
+        fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 def listener(
@@ -37,7 +61,7 @@ def listener(
     port: int,
     *,
     needs: tuple[str, ...] = (),
-    gate: Path | None = None,
+    gate: Gate | None = None,
     ignores_sigterm: bool = False,
     grandchild: Path | None = None,
     start_timeout_s: float = 20,
@@ -48,7 +72,7 @@ def listener(
         return await tcp_accepts(port)
 
     arguments = (
-        name, str(port), str(gate or folder), str(folder / "journal"), "yes" if ignores_sigterm else "",
+        name, str(port), str(gate.path if gate else folder), str(folder / "journal"), "yes" if ignores_sigterm else "",
         str(grandchild or ""),
     )  # fmt: skip
     command = (sys.executable, "-S", "-c", _PROGRAM, *arguments)

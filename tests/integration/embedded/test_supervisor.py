@@ -18,7 +18,7 @@ from primespark.embedded import supervisor as module
 from primespark.embedded.supervisor import Service, State, Supervisor
 from primespark.errors import UnavailableError
 from tests.helpers import wait_until
-from tests.integration.embedded.programs import are_gone, listener
+from tests.integration.embedded.programs import Gate, are_gone, listener
 from tests.kafka.brokers import free_port
 
 Changes = list[tuple[str, State]]
@@ -45,13 +45,14 @@ async def until(condition: Callable[[], object], timeout_s: float = 10) -> None:
 async def test_a_service_is_ready_when_it_answers_and_not_when_it_runs(
     supervisor: Supervisor, tmp_path: Path, changes: Changes
 ) -> None:
-    gate = tmp_path / "gate"
+    gate = Gate(tmp_path / "gate")
+    gate.close()
     supervisor.launch([listener(tmp_path, "one", free_port(), gate=gate)])
     await until(lambda: (("one", State.STARTING)) in changes)
     for _ in range(5):
-        await asyncio.sleep(module._PROBE_INTERVAL_S)
+        await asyncio.sleep(module._PROBE_INTERVAL_S)  # the time of some probes, after any of which it could be wrong
     assert supervisor.states() == {"one": State.STARTING}
-    gate.touch()
+    gate.open()
     await supervisor.wait_ready()
     assert supervisor.states() == {"one": State.READY}
 
@@ -121,7 +122,8 @@ async def test_a_child_that_does_not_listen_to_a_stop_is_killed(
 
 async def test_a_stop_while_something_starts_leaves_nothing(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path / "logs")
-    never = tmp_path / "never"
+    never = Gate(tmp_path / "never")
+    never.close()
     services = [
         listener(tmp_path, "base", free_port(), gate=never),
         listener(tmp_path, "user", free_port(), needs=("base",)),
@@ -160,7 +162,9 @@ async def test_a_failure_reaches_those_who_need_it(supervisor: Supervisor, tmp_p
 
 
 async def test_a_program_that_is_never_ready_is_given_up_and_ended(supervisor: Supervisor, tmp_path: Path) -> None:
-    slow = listener(tmp_path, "slow", free_port(), gate=tmp_path / "never", start_timeout_s=0.5)
+    never = Gate(tmp_path / "never")
+    never.close()
+    slow = listener(tmp_path, "slow", free_port(), gate=never, start_timeout_s=0.5)
     with pytest.raises(UnavailableError, match="slow was not ready after"):
         await supervisor.start([slow])
     await until(lambda: are_gone(supervisor.process_ids().values()))
@@ -225,15 +229,14 @@ def test_no_child_outlives_a_supervisor_that_was_killed(tmp_path: Path) -> None:
 async def test_what_was_ready_once_is_never_given_up(
     supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Changes
 ) -> None:
-    gate = tmp_path / "gate"
-    gate.touch()
+    gate = Gate(tmp_path / "gate")
     service = listener(tmp_path, "one", free_port(), gate=gate, start_timeout_s=3)
     await supervisor.start([service])
-    gate.unlink()
+    gate.close()
     os.kill(supervisor.process_ids()["one"], signal.SIGKILL)
     # Once it is not ready in time; then what it waited for is there.
     await until(lambda: changes.count(("one", State.RESTARTING)) >= 2, 20)
-    gate.touch()
+    gate.open()
     await until(lambda: changes[-1] == ("one", State.READY), 20)
 
 

@@ -35,7 +35,7 @@ def test_kills_leave_whole_batches(postgres_url: str, tmp_path: Path) -> None:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.05))
+        time.sleep(chance.uniform(0, 0.05))  # the moment of the kill, not a synchronisation
         process.kill()
         process.wait(10)
     with engine.connect() as connection:

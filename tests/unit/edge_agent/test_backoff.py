@@ -41,6 +41,6 @@ def test_a_success_begins_again_and_a_wish_of_the_other_side_is_honoured_up_to_t
 async def test_wake_ends_a_pause() -> None:
     backoff = Backoff(1000, 1000)
     pause = asyncio.create_task(backoff.pause(at_least_s=1000))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # one turn of the loop, in which the pause begins
     backoff.wake()
     await asyncio.wait_for(pause, 5)

@@ -19,7 +19,6 @@ from PIL import Image
 from pydantic import ValidationError
 
 from edge_agent.preprocessing import (
-    MAX_WAITING,
     AudioPreprocessor,
     DataType,
     EdgePreprocessingPipeline,
@@ -27,6 +26,7 @@ from edge_agent.preprocessing import (
     PreprocessingConfig,
     get_preprocessing_pipeline,
 )
+from edge_agent.preprocessing_pipeline import MAX_WAITING
 from edge_agent.preprocessors import ImageData, Layout, ProcessedImage
 from primespark.errors import InvalidInputError, OverloadedError
 from primespark.inference.letterbox import Letterbox, to_nchw
@@ -213,7 +213,7 @@ async def test_too_many_at_once_are_told_so() -> None:
     gate = Gate()
     pipeline = EdgePreprocessingPipeline(gate)
     waiting = [asyncio.create_task(pipeline.preprocess(PICTURE, DataType.IMAGE, SMALL)) for _ in range(MAX_WAITING)]
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # one turn of the loop, in which all are taken
     with pytest.raises(OverloadedError) as caught:
         await pipeline.preprocess(PICTURE, DataType.IMAGE, SMALL)
     assert caught.value.code == "preprocessing_busy"

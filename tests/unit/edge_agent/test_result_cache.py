@@ -7,8 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from edge_agent.inference_service import Given, InferenceService, Slots
+from edge_agent.inference_service import Given, InferenceService
 from edge_agent.slots.candidate import Candidate
+from edge_agent.slots.in_service import Slots
 from edge_agent.slots.phases import State
 from primespark.core.settings import InferenceSettings
 from primespark.errors import InvalidInputError

@@ -87,7 +87,7 @@ async def test_a_large_reply_before_the_end_arrives_whole_at_a_slow_reader(link:
     received = 0
     while chunk := await asyncio.wait_for(reader.read(4_000), 5):
         received += len(chunk)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # so slow is the reader
     writer.close()
     assert received == BIG
 
@@ -115,7 +115,7 @@ async def test_a_cut_breaks_off_what_is_open_and_refuses_what_is_new(link: Link,
 async def test_a_cut_while_the_target_is_called_lets_nothing_through(link: Link, echo: Echo, turns: int) -> None:
     reader, writer = await call(link)
     for _ in range(turns):
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # so far is the call when it is cut
     link.cut()
     writer.write(b"sneaked\n")
     with suppress(ConnectionError):

@@ -239,7 +239,7 @@ async def test_too_much_that_waits_holds_messages_back(log: Log) -> None:
     await eventually(lambda: worker.statistics.messages > 5_000)
     taken = worker.statistics.messages
     for _ in range(100):
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # turns of the loop, in any of which it could go on
     assert worker.statistics.messages == taken < 5_100
     log.sink_is_broken = False
     task = asyncio.create_task(worker.run())

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from edge_agent.slots import candidate as candidate_module
 from edge_agent.slots.candidate import Candidate
 from edge_agent.slots.phases import Run, State
 from primespark.errors import InvalidInputError, UnavailableError
 from primespark.inference.catalog import ModelType
-from primespark.inference.models import ServedModel
+from primespark.inference.models import RawInputs, ServedModel
 from tests.doubles.fake_engine import FakeEngine
 from tests.helpers import wait_until
 
@@ -142,6 +143,16 @@ def test_an_input_that_the_live_version_refuses_says_nothing_about_the_other(bes
         assert candidate.runs() == []
 
 
+def test_a_fault_of_the_live_version_is_logged_and_says_nothing_about_the_other(beside: Beside) -> None:
+    candidate = beside(model(1, raising(RuntimeError("a fault of ours"))), model(2))
+    candidate.begin(State.CANARY, 1.0)
+    with capture_logs() as logs:
+        assert ask(candidate) == 2
+        wait_until(lambda: not candidate.is_busy)
+    assert candidate.runs() == []
+    assert [log["event"] for log in logs] == ["live_version_failed"]
+
+
 def test_an_answer_of_another_form_is_a_failure(beside: Beside) -> None:
     candidate = beside(model(1), model(2, lambda _: [{"nonsense": 1}]))
     candidate.begin(State.SHADOW, 1.0)
@@ -206,3 +217,86 @@ def test_many_threads_may_ask_at_once(beside: Beside) -> None:
     assert len(versions) == 1200
     assert set(versions) == {1, 2}
     assert len(candidate.runs()) == versions.count(2)
+
+
+RAW = {"x": np.zeros((2, 2, 3), np.uint8)}
+
+
+def network(version: int, function: Callable[[Any], Any] | None = None, output: str = "y") -> ServedModel:
+    """A version whose network gives its number."""
+    engine = FakeEngine(
+        {"x": (np.uint8, (None, None, 3))}, (output,), function or (lambda _: [np.full(1, version, np.float32)])
+    )
+    return ServedModel("m", ModelType.CLASSIFICATION, version, f"digest-{version}", ("a",), engine, lambda _: [])
+
+
+def compute(candidate: Candidate, is_version_named: bool = False) -> int:
+    found = candidate.computed(RawInputs(RAW, candidate.current, is_version_named))
+    assert found.outputs[0].tolist() == [found.by.version]
+    return found.by.version
+
+
+def test_a_canary_answers_raw_tensors_too_and_they_count_without_agreement(beside: Beside) -> None:
+    candidate = beside(network(1), network(2))
+    candidate.begin(State.CANARY, 1.0)
+    assert compute(candidate) == 2
+    (run,) = observed(candidate, 1)
+    assert (run.agreement, run.live_s is None, run.candidate_s is None) == (None, False, False)
+
+
+def test_a_share_of_raw_tensors_is_a_share(beside: Beside) -> None:
+    candidate = beside(network(1), network(2))
+    candidate.begin(State.CANARY, 0.2)
+    answered = 0
+    for _ in range(1000):
+        answered += compute(candidate) == 2
+        wait_until(lambda: not candidate.is_busy, interval_s=0.0005)
+    assert 120 <= answered <= 280
+
+
+def test_a_named_version_is_answered_by_that_version_alone(beside: Beside) -> None:
+    candidate = beside(network(1), network(2))
+    candidate.begin(State.CANARY, 1.0)
+    assert [compute(candidate, is_version_named=True) for _ in range(20)] == [1] * 20
+    assert candidate.runs() == []
+
+
+def test_a_version_with_other_tensors_is_not_asked_raw_ones(beside: Beside) -> None:
+    candidate = beside(network(1), network(2, output="z"))
+    candidate.begin(State.CANARY, 1.0)
+    assert [compute(candidate) for _ in range(20)] == [1] * 20
+    assert candidate.runs() == []
+
+
+@pytest.mark.parametrize("error", [UnavailableError("broken"), RuntimeError("broken"), InvalidInputError("broken")])
+def test_a_canary_that_fails_on_raw_tensors_fails_no_caller_and_is_counted(beside: Beside, error: Exception) -> None:
+    def fail(_: Any) -> list[Any]:
+        raise error
+
+    candidate = beside(network(1), network(2, fail))
+    candidate.begin(State.CANARY, 1.0)
+    for count in range(1, 4):
+        assert compute(candidate) == 1
+        observed(candidate, count)
+    assert [run.candidate_s for run in candidate.runs()] == [None] * 3
+
+
+def test_raw_tensors_that_the_live_version_refuses_say_nothing_about_the_other(beside: Beside) -> None:
+    def refuse(_: Any) -> list[Any]:
+        raise InvalidInputError("not this")
+
+    candidate = beside(network(1, refuse), network(2, refuse))
+    candidate.begin(State.CANARY, 1.0)
+    with pytest.raises(InvalidInputError, match="not this"):
+        compute(candidate)
+    wait_until(lambda: not candidate.is_busy)
+    assert candidate.runs() == []
+
+
+def test_a_shadow_sees_no_raw_tensors(beside: Beside) -> None:
+    version = network(2)
+    candidate = beside(network(1), version)
+    candidate.begin(State.SHADOW, 1.0)
+    assert [compute(candidate) for _ in range(20)] == [1] * 20
+    assert not candidate.is_busy
+    assert (candidate.runs(), version.engine.runs) == ([], 0)  # type: ignore[attr-defined]

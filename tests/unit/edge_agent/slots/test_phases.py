@@ -17,7 +17,9 @@ TAKEN_BACK = {Verdict.FAILS, Verdict.DISAGREES, Verdict.IS_SLOWER}
 ratios = st.floats(0, 1)
 seconds = st.floats(1e-5, 10)
 good_runs = st.builds(Run, seconds, seconds, ratios)
-runs = st.lists(st.one_of(good_runs, st.builds(Run, seconds)), max_size=40)
+# Raw tensors are compared with nothing.
+uncompared_runs = st.builds(Run, seconds, seconds)
+runs = st.lists(st.one_of(good_runs, uncompared_runs, st.builds(Run, seconds)), max_size=40)
 limits = st.builds(Limits, ratios, st.floats(1, 10), ratios)
 plans = st.builds(Plan, st.integers(1, 30), st.floats(0, 100))
 times = st.floats(0, 200)
@@ -47,6 +49,10 @@ def test_without_requests_time_alone_lets_a_version_on() -> None:
         ([Run(0.01)] * 3, Verdict.FAILS),
         (agreeing(20, candidate_s=0.024), Verdict.PROCEED),
         (agreeing(20, candidate_s=0.026), Verdict.IS_SLOWER),
+        # What nothing compares counts for time and failure alone.
+        ([Run(0.01, 0.01)] * 20, Verdict.PROCEED),
+        ([Run(0.01, 0.026)] * 20, Verdict.IS_SLOWER),
+        ([*agreeing(9, 0.49), *[Run(0.01, 0.01)] * 11], Verdict.DISAGREES),
     ],
 )
 def test_the_limits(history: list[Run], verdict: Verdict) -> None:
@@ -94,10 +100,11 @@ def test_a_phase_ends_at_its_last_run_or_its_last_second_and_never_before_unless
 def test_who_proceeds_has_kept_every_limit(history: list[Run], plan: Plan, limit: Limits, elapsed_s: float) -> None:
     if judge(history, elapsed_s, plan, limit) is not Verdict.PROCEED:
         return
-    done = [run for run in history if run.candidate_s is not None and run.agreement is not None]
+    done = [run for run in history if run.candidate_s is not None]
+    compared = [run.agreement for run in history if run.agreement is not None]
     assert len(history) - len(done) <= limit.max_error_ratio * len(history) + 1e-6
-    if done:
-        assert sum(run.agreement or 0.0 for run in done) / len(done) >= limit.minimum_agreement - 1e-6
+    if compared:
+        assert sum(compared) / len(compared) >= limit.minimum_agreement - 1e-6
     if len(done) >= 5:
         ratio = limit.max_latency_ratio
         assert (
