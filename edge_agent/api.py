@@ -37,7 +37,7 @@ from primespark.sync.records import Message
 
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 MAX_DEADLINE_MS = 3_600_000
-_Row = Annotated[list[float], Field(min_length=1, max_length=10_000)]
+_Row = Annotated[list[float], Field(min_length=1, max_length=10_000, fail_fast=True)]
 
 router = APIRouter(prefix="/api/v1")
 
@@ -71,7 +71,7 @@ class InferenceRequest(Message):
 
     image: Annotated[str, Field(min_length=1)] | None = None
     audio: Annotated[str, Field(min_length=1)] | None = None
-    rows: Annotated[list[_Row], Field(min_length=1, max_length=MAX_ROWS)] | None = None
+    rows: Annotated[list[_Row], Field(min_length=1, max_length=MAX_ROWS, fail_fast=True)] | None = None
     model: _Text | None = None
     model_type: _Text | None = None
     request_id: _Text | None = None

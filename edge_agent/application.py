@@ -149,7 +149,6 @@ def _share(
 ) -> None:
     """Put what the routes ask for where they find it."""
     app.state.device = device
-    app.state.open_inference_turns = open_inference.Turns()
     app.state.capture_parts = sight
     app.state.example_labels = ExampleLabels(sight.pictures[PictureKind.EXAMPLE], device.queue, edge.capture.images)
     app.state.cache = cache

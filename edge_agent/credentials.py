@@ -129,6 +129,8 @@ class LocalKey:
         if not path.exists():
             write_private(path, secrets.token_urlsafe(32).encode())
             log.info("local_key_made", file=str(path))
+        if not path.is_file():
+            raise ConfigurationError(f"{path} is no file", remedy="remove it: a new one is made at the next start")
         key = path.read_bytes().strip()
         if len(key) < _SHORTEST_KEY:
             raise ConfigurationError(

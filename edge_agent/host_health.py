@@ -43,8 +43,8 @@ def read_host(root: Path = Path("/")) -> HostHealth:
 
 
 def _temperatures(root: Path) -> Iterator[float]:
-    zones = (root / "sys/class/thermal").glob("thermal_zone*/temp")
-    sensors = (root / "sys/class/hwmon").glob("hwmon*/temp*_input")
+    zones = _files(root, "sys/class/thermal/thermal_zone*/temp")
+    sensors = _files(root, "sys/class/hwmon/hwmon*/temp*_input")
     for text in _texts([*zones, *sensors]):
         try:
             celsius = int(text) / 1000
@@ -55,18 +55,25 @@ def _temperatures(root: Path) -> Iterator[float]:
 
 
 def _throttling(root: Path) -> Mapping[ThrottleCause, bool]:
-    for text in _texts(file for pattern in _THROTTLED for file in root.glob(pattern)):
+    for text in _texts(file for pattern in _THROTTLED for file in _files(root, pattern)):
         try:
             bits = int(text, 16)
         except ValueError:
             continue
         # The bits above say what happened since someone last looked, and the kernel itself looks every two seconds.
         return {cause: bool(bits >> bit & 1) for bit, cause in enumerate(ThrottleCause)}
-    for sensor in (root / "sys/class/hwmon").glob("hwmon*/name"):
+    for sensor in _files(root, "sys/class/hwmon/hwmon*/name"):
         if next(_texts([sensor]), "") == _PI_VOLTAGE_SENSOR:
             for text in _texts([sensor.with_name("in0_lcrit_alarm")]):
                 return {ThrottleCause.UNDER_VOLTAGE: text == "1"}
     return {}
+
+
+def _files(root: Path, pattern: str) -> list[Path]:
+    try:
+        return list(root.glob(pattern))
+    except OSError:  # no more files can be opened now
+        return []
 
 
 def _texts(files: Iterable[Path]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from edge_agent.queue import NewFact, OfflineQueue
 from primespark.core.logging import get_logger
+from primespark.core.values import is_storable_text
 from primespark.errors import InvalidInputError, PrimeSparkError
 from primespark.inference.images import decode_image
 from primespark.sync.records import DataClass
@@ -133,6 +134,8 @@ def read_listing(path: Path) -> list[Row]:
 
 
 def _to_fact(folder: Path, row: Row) -> NewFact:
+    if not is_storable_text(row.file + row.label):
+        raise InvalidInputError("a name or label with NUL", remedy="write text")
     path = folder / row.file
     if path.parent.resolve() != folder.resolve():
         raise InvalidInputError("the image is outside the folder", remedy="name files of the folder")

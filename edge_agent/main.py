@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from primespark.core.logging import configure_logging
 from primespark.core.paths import home, private_directory
 from primespark.core.settings import Settings
-from primespark.errors import PrimeSparkError, UnavailableError
+from primespark.errors import ConfigurationError, PrimeSparkError, UnavailableError
 
 if TYPE_CHECKING:
     from primespark.inference.models import ServedModel
@@ -26,21 +26,31 @@ def run(settings: Settings) -> None:
     """Serve until a signal.
 
     Raises:
-        ConfigurationError: The address is in use, or a file of the device is damaged.
+        ConfigurationError: The address is in use, or a file of the device is damaged, or cannot be used.
         UnavailableError: Another process runs this device.
     """
     configure_logging(settings.global_, "edge")
     folder = private_directory(home() / "edge" / settings.edge.device_id)
-    with _only_one(folder):
-        # The detector loads beside the imports of everything else: the first result waits for the longer of the two.
-        detector = _load_detector(settings)
-        from edge_agent.agent import serve_device
+    try:
+        with _only_one(folder):
+            _serve(settings, folder)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot use {error.filename or folder}: {error.strerror}",
+            remedy="check what lies there, its owner and mode, and the free space of the disk",
+        ) from error
 
-        try:
-            asyncio.run(serve_device(settings, folder, detector))
-        except ExceptionGroup as group:
-            raise _first_of_ours(group) from group
-        _leave_what_hangs()
+
+def _serve(settings: Settings, folder: Path) -> None:
+    # The detector loads beside the imports of everything else: the first result waits for the longer of the two.
+    detector = _load_detector(settings)
+    from edge_agent.agent import serve_device
+
+    try:
+        asyncio.run(serve_device(settings, folder, detector))
+    except ExceptionGroup as group:
+        raise _first_of_ours(group) from group
+    _leave_what_hangs()
 
 
 def _leave_what_hangs() -> None:

@@ -43,7 +43,7 @@ class Turn(_Asked):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 class StreamOptions(_Asked):
@@ -56,7 +56,7 @@ class ChatRequest(_Asked):
     """A conversation to go on with."""
 
     model: Annotated[str, Field(max_length=128)]
-    messages: Annotated[list[Turn], Field(min_length=1, max_length=_MAX_MESSAGES)]
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=_MAX_MESSAGES, fail_fast=True)]
     max_tokens: Annotated[int, Field(gt=0)] | None = None
     max_completion_tokens: Annotated[int, Field(gt=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0

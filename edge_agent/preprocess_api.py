@@ -6,6 +6,8 @@ import asyncio
 import base64
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from edge_agent.api import Operator
 from edge_agent.preprocessing_pipeline import DataType, EdgePreprocessingPipeline
 from edge_agent.preprocessors import PreprocessingConfig, ProcessedAudio, ProcessedImage
 from primespark.core.web import read_body, read_model
+from primespark.core.web.bodies import BodyBudget
 from primespark.errors import UnsupportedMediaError
 from primespark.inference import audio, images
 from primespark.inference.sensors import SensorWindows
@@ -32,8 +35,8 @@ _Reading = Annotated[float, Field(allow_inf_nan=False)]
 class SensorSeries(Message):
     """Readings of a sensor; null where it had none."""
 
-    times_s: Annotated[list[_Reading], Field(max_length=MAX_READINGS)]
-    values: Annotated[list[_Reading | None], Field(max_length=MAX_READINGS)]
+    times_s: Annotated[list[_Reading], Field(max_length=MAX_READINGS, fail_fast=True)]
+    values: Annotated[list[_Reading | None], Field(max_length=MAX_READINGS, fail_fast=True)]
 
 
 def _pipeline_of(request: Request) -> EdgePreprocessingPipeline:
@@ -52,21 +55,25 @@ async def preprocess(
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type in images.MEDIA_TYPES:
         image = await pipeline.preprocess(await read_body(request), DataType.IMAGE, config)
-        return await asyncio.to_thread(_answer, _image, image)
+        return await _answer(request, partial(_image, image), image.tensor)
     if media_type in audio.MEDIA_TYPES:
         sound = await pipeline.preprocess(await read_body(request), DataType.AUDIO, config)
-        return await asyncio.to_thread(_answer, _sound, sound)
+        return await _answer(request, partial(_sound, sound), sound.samples, sound.features)
     if media_type == "application/json":
         series = await read_model(request, SensorSeries)
         values = [np.nan if value is None else value for value in series.values]
         windows = await pipeline.preprocess((series.times_s, values), DataType.SENSOR, config)
-        return await asyncio.to_thread(_answer, _windows, windows)
+        return await _answer(request, partial(_windows, windows))
     known = ", ".join((*images.MEDIA_TYPES, *audio.MEDIA_TYPES))
     raise UnsupportedMediaError(f"Content-Type {media_type[:60]!r}", remedy=f"send {known} or application/json")
 
 
-def _answer(describe: Any, found: Any) -> Response:
-    return Response(json.dumps(describe(found), allow_nan=False), media_type="application/json")
+async def _answer(request: Request, describe: Callable[[], dict[str, Any]], *tensors: NDArray[Any] | None) -> Response:
+    budget: BodyBudget = request.app.state.body_budget
+    budget.take_answer(request.scope, sum(tensor.nbytes * 4 // 3 for tensor in tensors if tensor is not None))
+    return await asyncio.to_thread(
+        lambda: Response(json.dumps(describe(), allow_nan=False), media_type="application/json")
+    )
 
 
 def _image(found: ProcessedImage) -> dict[str, Any]:

@@ -110,7 +110,7 @@ async def open_camera(source: SourceSettings, max_pixels: int) -> AsyncIterator[
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "edge_agent.camera.reader",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            pass_fds=(descriptor,), env={**_DEFAULTS, **os.environ, **_ENVIRONMENT},
+            pass_fds=(descriptor,), env={**_DEFAULTS, **os.environ, **_ENVIRONMENT}, start_new_session=True,
         )  # fmt: skip
         try:
             camera = CameraProcess(process, memory, source.silence_s)

@@ -27,6 +27,7 @@ from edge_agent.capture.sounds import Samples, encode_flac, read_flac_comment
 from primespark.core.capture_settings import KeptSettings
 from primespark.core.clock import wall_clock_ms
 from primespark.core.paths import private_directory, write_private
+from primespark.core.web import parse_json
 from primespark.errors import NotFoundError, TooLargeError, UnavailableError
 
 # A JPEG comment has at most 65,533 bytes.
@@ -183,13 +184,17 @@ class PictureStore:
         """What is kept, by id; read from the folder the first time, when remains of interrupted writes are removed."""
         if self._files is None:
             private_directory(self._folder)
-            self._files = {}
+            files = {}
             for entry in os.scandir(self._folder):
+                # What lies there as a link, folder or pipe is nothing of ours, and is left alone.
+                if not entry.is_file(follow_symlinks=False):
+                    continue
                 name, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (a name, no path)
                 if suffix in _MEDIA_TYPES and _ID.fullmatch(name) and name.startswith(self._kind):
-                    self._files[name] = _File(suffix, entry.stat().st_size)
+                    files[name] = _File(suffix, entry.stat(follow_symlinks=False).st_size)
                 elif entry.name.startswith(".") and entry.name.endswith(".staging"):
                     Path(entry.path).unlink(missing_ok=True)
+            self._files = files
         return self._files
 
     def _make_room(self, files: dict[str, _File], size: int) -> None:
@@ -202,11 +207,13 @@ class PictureStore:
             total -= files.pop(key).bytes
 
     def _describe(self, picture_id: str, suffix: str) -> Picture | None:
-        """What is known of a picture; None when it has gone, or a power cut left it empty."""
+        """What is known of a picture; None when it has gone, or is damaged: a power cut may have left it empty."""
         try:
             data = self._path(picture_id, suffix).read_bytes()
-            note = json.loads(_READ_COMMENT[suffix](data))
+            note = parse_json(_READ_COMMENT[suffix](data))
         except (OSError, ValueError):
+            return None
+        if not isinstance(note, dict):
             return None
         time = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=_time_ms(picture_id))
         return Picture(picture_id, time, _MEDIA_TYPES[suffix], len(data), note)

@@ -91,9 +91,12 @@ def read_comment(data: bytes) -> bytes:
     """
     from PIL import Image
 
-    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        comment = image.info.get("comment", b"")
-        return comment if isinstance(comment, bytes) else str(comment).encode()
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            comment = image.info.get("comment", b"")
+            return comment if isinstance(comment, bytes) else str(comment).encode()
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from None
 
 
 def draw_boxes(pixels: Pixels, predictions: Sequence[Prediction]) -> Pixels:

@@ -127,7 +127,7 @@ async def open_microphone(source: SourceSettings) -> AsyncIterator[MicrophonePro
         sys.executable, "-I", "-S", str(_RECORDER), str(os.getpid()), program,
         "-D", str(source.microphone), "-t", "raw", "-f", "S16_LE", "-r", str(SAMPLE_RATE_HZ), "-c", "1",
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "LC_ALL": "C"},
+        env={**os.environ, "LC_ALL": "C"}, start_new_session=True,
     )  # fmt: skip
     try:
         microphone = MicrophoneProcess(process, source.silence_s)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from pydantic_core import to_json as encode_json
 
 from edge_agent.open_inference import tensors
-from edge_agent.open_inference.messages import MAX_JSON_VALUES, Asked
+from edge_agent.open_inference.messages import Asked
 from edge_agent.open_inference.tensors import Datatype, TensorForm
 from edge_agent.work_queue import Priority
+from primespark.core.web.json_bounds import MAX_JSON_VALUES
 from primespark.errors import InvalidInputError, PrimeSparkError, UnavailableError
 
 # An image's layers take hundreds of times its bytes, so a batch of tiny ones could take all memory there is.

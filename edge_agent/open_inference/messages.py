@@ -11,11 +11,9 @@ from pydantic import Field
 
 from edge_agent.open_inference.tensors import Datatype, from_bytes, from_json
 from primespark.core.web.bodies import parse_model
-from primespark.errors import InvalidInputError, MalformedError, TooLargeError
+from primespark.errors import InvalidInputError, MalformedError
 from primespark.sync.records import Message
 
-# Of JSON, in a request or an answer: parsed they take up to 80 bytes each, and all other threads wait meanwhile.
-MAX_JSON_VALUES = 1_000_000
 MAX_TIMEOUT_US = 3_600_000_000
 _MAX_TENSORS = 64
 _MAX_RANK = 16
@@ -101,11 +99,6 @@ def read_request(body: bytes, header_length: str | None) -> Asked:
             twice; `bad_tensor`, `unsupported_tensor`, see `tensors.from_json`.
     """
     head, binary = _split(body, header_length)
-    # Each value ends at a comma or at the end of what holds it.
-    if head.count(b",") + head.count(b"[") + head.count(b"{") > MAX_JSON_VALUES:
-        raise TooLargeError(
-            f"more than {MAX_JSON_VALUES} values in JSON", remedy="send tensors as binary data", code="too_many_values"
-        )
     request = parse_model(head, InferenceRequest)
     outputs = None if request.outputs is None else tuple(request.outputs)
     _check_distinct([tensor.name for tensor in request.inputs], "wrong_model_input")

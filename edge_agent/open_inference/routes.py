@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
@@ -22,12 +21,11 @@ from edge_agent.open_inference.tensors import TensorForm
 from primespark.core.web import read_body
 from primespark.core.web.access import require_viewer_unless_local
 from primespark.core.web.application import Readiness
-from primespark.core.web.bodies import INLINE_BYTES
+from primespark.core.web.bodies import Turns, turns_of
 from primespark.errors import InvalidInputError, NotFoundError, UnavailableError
 from primespark.inference.models import BUNDLED_VERSION, InputKind, Model, RawInputs, ServedModel
 from primespark.inference.tabular import MAX_ROWS
 
-Answer = TypeVar("Answer")
 PREFIX = "/v2"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _CPU = "cpu"
@@ -67,25 +65,6 @@ def _addressed(request: Request) -> Addressed:
 
 
 Named = Annotated[Addressed, Depends(_addressed)]
-
-
-class Turns:
-    """One large piece of JSON at a time: its values take many times the memory of its text."""
-
-    def __init__(self) -> None:
-        self._turn = asyncio.Semaphore(1)
-
-    async def run(self, size: int, work: Callable[[], Answer]) -> Answer:
-        """What `work` answers; at once, without a turn, where the `size` in bytes takes no time worth one."""
-        if size <= INLINE_BYTES:
-            return work()
-        async with self._turn:
-            return await asyncio.to_thread(work)
-
-
-def _turns_of(request: Request) -> Turns:
-    turns: Turns = request.app.state.open_inference_turns
-    return turns
 
 
 def health_router(readiness: Readiness, open_health: bool) -> APIRouter:
@@ -148,7 +127,7 @@ async def model_ready(here: Here, named: Named) -> dict[str, Any]:
 @router.post("/models/{model}/infer")
 @router.post("/models/{model}/versions/{version}/infer")
 async def infer(
-    request: Request, here: Here, named: Named, _: Operator, turns: Annotated[Turns, Depends(_turns_of)]
+    request: Request, here: Here, named: Named, _: Operator, turns: Annotated[Turns, Depends(turns_of)]
 ) -> Response:
     """A model's outputs for its inputs, with nothing before or behind the model."""
     received = time.monotonic()

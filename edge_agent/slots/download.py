@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from edge_agent.slots.threads import in_thread
 from primespark.core.logging import get_logger
-from primespark.core.paths import private_directory
+from primespark.core.paths import holds_file, private_directory, remove_whatever
 from primespark.errors import IntegrityError, UnavailableError
 
 # What a kill loses at most.
@@ -64,12 +64,12 @@ class BlobFolder:
     async def holds(self, sha256: str) -> bool:
         """Whether a blob is here and whole; a damaged one is removed."""
         path = self.path(sha256)
-        if not path.exists():
+        if not (path.exists() or path.is_symlink()):
             return False
-        if await asyncio.to_thread(_file_digest, path) == sha256:
+        if holds_file(path) and await asyncio.to_thread(_file_digest, path) == sha256:
             return True
         log.error("blob_damaged", sha256=sha256)
-        path.unlink()
+        await in_thread(remove_whatever, path)
         return False
 
     async def fetch(self, sha256: str, source: BlobSource, max_bytes: int, size_bytes: int | None = None) -> None:
@@ -88,6 +88,8 @@ class BlobFolder:
         """
         part = self._folder / f"{sha256}{_PART}"
         limit = size_bytes if size_bytes is not None else max_bytes
+        if not holds_file(part):
+            await in_thread(remove_whatever, part)
         begun = _Begun(part)
         try:
             await in_thread(begun.load, limit)
@@ -106,7 +108,7 @@ class BlobFolder:
         """Remove every blob and beginning that is not of `wanted`."""
         for path in self._folder.iterdir():
             if path.name.removesuffix(_PART) not in wanted:
-                path.unlink(missing_ok=True)
+                remove_whatever(path)
 
     def _check_space(self, missing_bytes: int) -> None:
         if shutil.disk_usage(self._folder).free < missing_bytes + self._reserve_bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ _RETRY_BASE_S = 0.5
 _RETRY_MAX_S = 30.0
 # A process that ends in the middle so often was ended by the version.
 _MOST_ATTEMPTS = 3
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 ROLLOUTS = Counter(
     "primespark_model_rollouts_total", "Versions that came into service, or why one did not.", ["outcome"]
@@ -177,6 +179,9 @@ class ModelSlot:
         except UnavailableError as error:
             if isinstance(error, BlobRefusedError) or error.code == "disk_full":
                 await self._tell(self._on_its_way, error.code)
+            raise
+        except OSError as error:
+            await self._tell(self._on_its_way, "disk_full" if error.errno in _FULL else "disk_error")
             raise
 
     def _check(self, data: bytes) -> Manifest:

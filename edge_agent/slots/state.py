@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from primespark.core.logging import get_logger
-from primespark.core.paths import private_directory, write_private
+from primespark.core.paths import holds_file, private_directory, remove_whatever, write_private
 from primespark.errors import IntegrityError
 
 MAX_KNOWN_MODELS = 1000
@@ -104,10 +104,10 @@ class StateFiles:
             if not MODEL_NAME.fullmatch(path.stem):
                 continue
             try:
-                found[path.stem] = SlotState.model_validate_json(path.read_bytes())
+                found[path.stem] = SlotState.model_validate_json(path.read_bytes() if holds_file(path) else b"")
             except ValidationError:
                 log.error("model_not_restored", model=path.stem, cause="damaged record of what ran")
-                path.unlink()
+                _remove(path)
             except OSError as error:
                 log.error("model_not_restored", model=path.stem, cause=str(error)[:200])
         return found
@@ -128,3 +128,10 @@ class StateFiles:
                 f"{MAX_KNOWN_MODELS} models were served here", remedy="use names again", code="too_many_models"
             )
         write_private(path, state.model_dump_json(exclude_defaults=True).encode())
+
+
+def _remove(path: Path) -> None:
+    try:
+        remove_whatever(path)
+    except OSError as error:
+        log.error("model_not_restored", model=path.stem, cause=str(error)[:200])

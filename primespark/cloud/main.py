@@ -24,6 +24,8 @@ from primespark.errors import ConfigurationError, PrimeSparkError
 from primespark.store import access, database
 from primespark.store.blobs import BlobStore
 
+# A device has two: one waits for changes, one pushes.
+_MAX_CONNECTIONS = 8192
 _READY_DEADLINE_S = 2.0
 # No request waits longer; whatever a statement still does then is for nobody.
 _STATEMENT_TIMEOUT_S = 30.0
@@ -43,7 +45,8 @@ def run(settings: Settings) -> None:
     configure_logging(settings.global_, "cloud")
     cloud = build(settings, home())
     app = build_app(cloud)
-    asyncio.run(serve(app, settings.cloud.host, settings.cloud.port, on_stop=cloud.notifier.close))
+    served = serve(app, settings.cloud.host, settings.cloud.port, cloud.notifier.close, _MAX_CONNECTIONS)
+    asyncio.run(served)
     cloud.engine.dispose()
 
 

@@ -61,7 +61,7 @@ class MetricRequest(Message):
 class InsertRequest(Message):
     """Measurements that are stored together or not at all."""
 
-    metrics: Annotated[list[MetricRequest], Field(min_length=1, max_length=5000)]
+    metrics: Annotated[list[MetricRequest], Field(min_length=1, max_length=5000, fail_fast=True)]
 
 
 class QueryRequest(Message):
@@ -71,7 +71,7 @@ class QueryRequest(Message):
     aggregation: Literal["avg", "sum", "min", "max", "count"]
     time_range: Annotated[tuple[AwareDatetime, AwareDatetime], Field(strict=False)]
     granularity: Literal["second", "minute", "hour", "day"] = "minute"
-    group_by: list[Literal["device_id"]] = Field(default_factory=list)
+    group_by: Annotated[list[Literal["device_id"]], Field(fail_fast=True)] = Field(default_factory=list)
 
 
 @router.post("/devices/tokens", dependencies=[Admin])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 from pathlib import Path
 
 from primespark.errors import ConfigurationError
@@ -37,6 +39,22 @@ def private_directory(path: Path) -> Path:
     """`path`, created with its parents and readable by its owner alone."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def holds_file(path: Path) -> bool:
+    """Whether a file lies there; no link, folder, pipe or device, which reading could follow or wait for."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def remove_whatever(path: Path) -> None:
+    """Leave nothing there, be it a file, a link (not what it points to), a pipe, or a folder with all in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_private(path: Path, data: bytes) -> None:

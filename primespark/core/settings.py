@@ -21,12 +21,13 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from primespark.core.capture_settings import CaptureSettings
 from primespark.core.identifiers import DeviceId
-from primespark.core.sections import Port, PositiveInt, Seconds, Section
+from primespark.core.sections import Host, Port, PositiveInt, Seconds, Section
 from primespark.core.slot_settings import SlotSettings
 from primespark.errors import ConfigurationError
 
 CONFIG_PATH = Path("config/integration_config.yaml")
 ENV_PREFIX = "PRIMESPARK_"
+_MAX_SECRET_BYTES = 64 * 1024
 # Read elsewhere (paths, the loader below, the command line), so not settings.
 _NOT_SETTINGS = {"HOME", "CONFIG"}
 
@@ -98,7 +99,7 @@ class TelemetrySettings(Section):
 def _redis_url(url: SecretStr) -> SecretStr:
     parts = urlsplit(url.get_secret_value())
     place = parts.path if parts.scheme == "unix" else parts.hostname
-    if parts.scheme not in ("unix", "redis", "rediss") or not place:
+    if parts.scheme not in ("unix", "redis", "rediss") or not place or parts.port == 0:
         raise ValueError("write unix:///PATH, redis://HOST:PORT/DB or rediss://HOST:PORT/DB")
     return url
 
@@ -160,7 +161,7 @@ class EdgeSettings(Section):
     """The device service."""
 
     device_id: DeviceId = "edge-1"
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 8000
     enrolment_token: SecretStr | None = None
     inference: InferenceSettings = InferenceSettings()
@@ -207,7 +208,7 @@ class LearningSettings(Section):
 class StreamsSettings(Section):
     """The stream worker; its rules are a YAML list."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 6066
     rules_file: Path | None = None
     worker_id: str = "worker-0"
@@ -216,7 +217,7 @@ class StreamsSettings(Section):
 class CloudSettings(Section):
     """The gate and what stands behind it."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 8080
     max_body_bytes: PositiveInt = 16 * 1024 * 1024
     store: StoreSettings = StoreSettings()
@@ -239,7 +240,7 @@ class SyncSettings(Section):
 class OrchestrationSettings(Section):
     """Dagster."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 3000
 
 
@@ -419,7 +420,8 @@ def _from_environment(environment: os._Environ[str] | dict[str, str]) -> dict[st
         if not name.startswith(ENV_PREFIX) or name.removeprefix(ENV_PREFIX) in _NOT_SETTINGS:
             continue
         text, key = raw, name.removeprefix(ENV_PREFIX)
-        if key.endswith("_FILE") and not key.endswith("RULES_FILE"):
+        # A setting may itself be a file's name: `…__FILE`, `…__RULES_FILE`.
+        if key.endswith("_FILE") and not key.endswith(("__FILE", "RULES_FILE")):
             text, key = _read_secret(name, Path(raw)), key.removesuffix("_FILE")
         parts = [part.lower() for part in key.split("__")]
         target = values
@@ -434,7 +436,11 @@ def _from_environment(environment: os._Environ[str] | dict[str, str]) -> dict[st
 
 def _read_secret(name: str, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        with path.open("rb") as file:
+            data = file.read(_MAX_SECRET_BYTES + 1)
+        if len(data) > _MAX_SECRET_BYTES:
+            raise OSError(f"more than {_MAX_SECRET_BYTES} bytes")
+        return data.decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"{name} names {path}, which cannot be read: {error}", remedy="correct the path"

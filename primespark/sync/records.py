@@ -134,7 +134,7 @@ class PushRequest(Message):
     epoch: Counter
     batch_seq: Counter
     hlc: Hlc
-    records: Annotated[list[Record], Field(max_length=MAX_RECORDS_PER_BATCH)]
+    records: Annotated[list[Record], Field(max_length=MAX_RECORDS_PER_BATCH, fail_fast=True)]
 
 
 class ResultStatus(StrEnum):

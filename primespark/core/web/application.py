@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import structlog
@@ -16,7 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from primespark.core.logging import get_logger
 from primespark.core.web import problems
 from primespark.core.web.access import Authenticator, allow_anyone, check_policies, require_viewer_unless_local
-from primespark.core.web.bodies import BodyBudget
+from primespark.core.web.bodies import BodyBudget, Turns
+
+_PIECE_BYTES = 256 * 1024
 
 log = get_logger(__name__)
 
@@ -63,6 +65,7 @@ def create_app(
     app.state.problem_members = dict(problem_members or {})
     app.state.max_body_bytes = max_body_bytes
     app.state.body_budget = budget = BodyBudget(max_body_bytes)
+    app.state.json_turns = Turns()
     problems.install(app)
     app.include_router(_health_router(readiness, summary, open_health))
     for router in routers:
@@ -98,6 +101,18 @@ def _health_router(readiness: Readiness, summary: Summary, open_health: bool) ->
     return router
 
 
+def _pieces(message: Message) -> Iterator[Message]:
+    """A large body in pieces: uvicorn (0.54) takes whatever it is given at once and keeps it for a slow client.
+
+    So a request is over when the last of its answer is on its way, and not before: what it holds is counted until then.
+    """
+    body: bytes = message.get("body", b"")
+    last = max(len(body) - 1, 0) // _PIECE_BYTES * _PIECE_BYTES
+    for begin in range(0, last, _PIECE_BYTES):
+        yield {"type": message["type"], "body": body[begin : begin + _PIECE_BYTES], "more_body": True}
+    yield {**message, "body": body[last:]} if last else message
+
+
 class _Observed:
     """Gives each request an id, counts and times it, and answers 500 as problem+json when all else failed.
 
@@ -124,7 +139,8 @@ class _Observed:
                     (b"x-request-id", request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
                 ]
-            await send(message)
+            for piece in _pieces(message):
+                await send(piece)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:

@@ -12,6 +12,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from primespark.core.encoding import decode_body
+from primespark.core.web.json_bounds import check_json_size
 from primespark.core.web.problems import describe, summarise
 from primespark.errors import (
     InvalidInputError,
@@ -30,14 +31,19 @@ INLINE_BYTES = 64 * 1024
 MINIMUM_BUDGET_BYTES = 64 * 1024 * 1024
 # All faults are built at once or none (pydantic 2.14), so of a body with more than this none is described.
 _MAX_FAULTS = 1000
-_HELD = "primespark_body_bytes"
+MAX_ANSWERED_BYTES = 64 * 1024 * 1024
+_HELD, _ANSWERED = "primespark_body_bytes", "primespark_answer_bytes"
 
 
 class BodyBudget:
-    """Bytes of bodies that a service holds at once, as sent and as decoded; used on one event loop."""
+    """Bytes of bodies that a service holds at once, as sent and as decoded; used on one event loop.
+
+    Large answers have a budget of their own: they are held for as long as their clients take to read them.
+    """
 
     def __init__(self, max_body_bytes: int) -> None:
         self._free = max(MINIMUM_BUDGET_BYTES, 4 * max_body_bytes)
+        self._answered = 0
 
     def take(self, scope: MutableMapping[str, Any], size: int) -> None:
         """Count `size` more bytes for a request.
@@ -50,9 +56,41 @@ class BodyBudget:
         self._free -= size
         scope[_HELD] = scope.get(_HELD, 0) + size
 
+    def take_answer(self, scope: MutableMapping[str, Any], size: int) -> None:
+        """Count `size` bytes of a request's large answer, which is about to be made; alone it may have any size.
+
+        Raises:
+            OverloadedError: Others are being read, and they are not free beside them.
+        """
+        if self._answered and self._answered + size > MAX_ANSWERED_BYTES:
+            raise OverloadedError("too many large answers at once", remedy="try again later", retry_after_s=1)
+        self._answered += size
+        scope[_ANSWERED] = scope.get(_ANSWERED, 0) + size
+
     def release(self, scope: MutableMapping[str, Any]) -> None:
         """Give back what a request holds; it has been answered."""
         self._free += scope.pop(_HELD, 0)
+        self._answered -= scope.pop(_ANSWERED, 0)
+
+
+class Turns:
+    """One large piece of JSON at a time: its values take many times the memory of its text."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Semaphore(1)
+
+    async def run(self, size: int, work: Callable[[], Answer]) -> Answer:
+        """What `work` answers; at once, without a turn, where the `size` in bytes takes no time worth one."""
+        if size <= INLINE_BYTES:
+            return work()
+        async with self._turn:
+            return await asyncio.to_thread(work)
+
+
+def turns_of(request: Request) -> Turns:
+    """The application's, for use with `Depends`."""
+    turns: Turns = request.app.state.json_turns
+    return turns
 
 
 async def read_raw(request: Request, max_bytes: int | None = None) -> bytes:
@@ -106,7 +144,7 @@ async def read_json(request: Request) -> Any:
     """The body as JSON, `application/json` or a `+json` type."""
     _check_media_type(request)
     body = await read_body(request)
-    return await _off_loop(len(body), partial(parse_json, body))
+    return await turns_of(request).run(len(body), partial(parse_json, body))
 
 
 async def read_model(request: Request, model: type[Model], max_bytes: int | None = None) -> Model:
@@ -118,13 +156,13 @@ async def read_model(request: Request, model: type[Model], max_bytes: int | None
         max_bytes: A bound of the route's own; the service's when absent.
 
     Raises:
-        TooLargeError: Over the limit.
+        TooLargeError: Over the limit, or code `too_many_values`.
         MalformedError: Not JSON.
         InvalidInputError: JSON that is not a `model`; `errors` names each field.
     """
     _check_media_type(request)
     body = await read_body(request, max_bytes)
-    return await _off_loop(len(body), partial(parse_model, body, model))
+    return await turns_of(request).run(len(body), partial(parse_model, body, model))
 
 
 def parse_model(body: bytes, model: type[Model]) -> Model:
@@ -132,8 +170,10 @@ def parse_model(body: bytes, model: type[Model]) -> Model:
 
     Raises:
         MalformedError: Not JSON.
+        TooLargeError: Code `too_many_values`.
         InvalidInputError: JSON that is not a `model`; `errors` names each field.
     """
+    check_json_size(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -144,8 +184,10 @@ def parse_json(body: bytes) -> Any:
     """JSON without NaN, infinities, lone surrogates and excessive nesting.
 
     Raises:
+        TooLargeError: Code `too_many_values`.
         MalformedError: Anything else.
     """
+    check_json_size(body)
     try:
         value = json.loads(body, parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()

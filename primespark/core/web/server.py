@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -11,11 +12,12 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from primespark.core.web.protocol import BoundedProtocol
+from primespark.core.web.protocol import MAX_CONNECTIONS, BoundedProtocol
 from primespark.errors import ConfigurationError
 
 SHUTDOWN_TIMEOUT_S = 5
 KEEP_ALIVE_S = 30
+_MAX_WAITING = 2048
 
 
 class _Server(uvicorn.Server):
@@ -24,6 +26,12 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_stop = on_stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            # asyncio takes at once as many connections as it lets wait; many may wait, in the kernel.
+            listener.listen(_MAX_WAITING)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -45,7 +53,13 @@ def _nothing() -> None:
     return None
 
 
-async def serve(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None] = _nothing) -> None:
+async def serve(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    on_stop: Callable[[], None] = _nothing,
+    max_connections: int = MAX_CONNECTIONS,
+) -> None:
     """Serve `app` until a signal asks to stop.
 
     Args:
@@ -53,19 +67,27 @@ async def serve(app: ASGIApp, host: str, port: int, on_stop: Callable[[], None] 
         host: Address to bind.
         port: Port to bind.
         on_stop: Called when the signal arrives, before open requests are waited for; lets those that wait answer.
+        max_connections: Most at once, as far as the files this process may have open allow.
 
     Raises:
         ConfigurationError: The address is in use or not ours.
     """
     listener = bind(host, port)
-    await _Server(configure(app), on_stop).serve(sockets=[listener])
+    _allow_files(3 * max_connections)
+    await _Server(configure(app, max_connections), on_stop).serve(sockets=[listener])
 
 
-def configure(app: ASGIApp) -> uvicorn.Config:
+def configure(app: ASGIApp, max_connections: int = MAX_CONNECTIONS) -> uvicorn.Config:
     """How uvicorn serves `app`."""
+
+    class Protocol(BoundedProtocol):
+        most_connections = max_connections
+
     return uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=Protocol,
+        # As many are taken at once; five times as many are there before the first of them is told anything.
+        backlog=max(Protocol.max_connections() // 16, 1),
         # Nothing here speaks it, and its protocol would take over the connection with its own bounds.
         ws="none",
         log_config=None,
@@ -75,6 +97,14 @@ def configure(app: ASGIApp) -> uvicorn.Config:
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         lifespan="on",
     )
+
+
+def _allow_files(wanted: int) -> None:
+    """Let this process have as many files open as it wants and may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def bind(host: str, port: int) -> socket.socket:

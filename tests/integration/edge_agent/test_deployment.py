@@ -306,3 +306,18 @@ async def test_a_damaged_file_on_the_device_is_fetched_again(
     (tmp_path / "models" / "blobs" / sha256_hex(version.onnx)).write_bytes(b"rust")
     async with running_device(tmp_path, signed_gate.url) as device:
         await until(lambda: serves(device) == 1)
+
+
+async def test_a_disk_that_takes_nothing_is_told_and_tried_again(
+    signed_gate: RunningGate, key: SigningKey, tmp_path: Path
+) -> None:
+    oracle, version = signed_gate.oracle, make_version(1, key)
+    version.leave_in(oracle)
+    async with running_device(tmp_path, signed_gate.url) as device:
+        blobs = tmp_path / "models" / "blobs"
+        blobs.rmdir()
+        desire(oracle, {"digits": version.pointer})
+        await until(lambda: reported(oracle).get("error") == "disk_error")
+        blobs.mkdir()
+        await until(lambda: serves(device) == 1)
+        await until(lambda: reported(oracle).get("version") == 1 and "error" not in reported(oracle))

@@ -181,3 +181,40 @@ async def test_a_sample_that_comes_in_two_pieces_is_one(tmp_path: Path, monkeypa
             assert (await recorder.samples() * 32_768).tolist() == [258, 3]
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        # A shell between, which a kill alone would leave its child's sound card to.
+        ("head -c 2 /dev/zero; sleep 1000; true", "microphone_silent"),
+        ("head -c 2 /dev/zero; sleep 1000 & exec true", "microphone_silent"),
+        ("head -c 2 /dev/zero; trap '' TERM INT HUP; while :; do sleep 1000; done", "microphone_silent"),
+        ("head -c 2 /dev/zero; sleep 1000 >&2 & exec true", "microphone_unavailable"),
+    ],
+    ids=["shell", "left behind", "deaf", "holds its complaints"],
+)
+async def test_what_a_recorder_started_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, code: str
+) -> None:
+    stand_in(tmp_path, monkeypatch, script)
+    async with asyncio.timeout(60):
+        async with open_microphone(desk(silence_s=0.3)) as recorder:
+            assert len(await recorder.samples()) == 1
+            group = recorder.pid
+            with pytest.raises(UnavailableError) as caught:
+                await listen_on(recorder)
+    assert caught.value.code == code
+    wait_until(lambda: not members(group), 10)
+
+
+def members(group: int) -> list[int]:
+    """Processes of a group that have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and not is_gone(process.pid):
+                found.append(process.pid)
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
+    return found

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from primespark.embedded.ports import choose_port
 from tests.helpers import wait_until
@@ -141,6 +142,16 @@ def test_a_device_that_cannot_start_says_why(tmp_path: Path) -> None:
         assert blocked.returncode == 1
         assert f"cannot listen on 127.0.0.1:{port}" in blocked.stderr
         assert "Traceback" not in twin.stderr + blocked.stderr
+
+
+@pytest.mark.parametrize("name", ["agent.lock", "local.key", "device.key", "queue.db"])
+def test_a_folder_where_a_file_belongs_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / "edge" / "edge-1" / name).mkdir(parents=True)
+    refused = start(environment(tmp_path, choose_port(0, set())))
+    assert refused.returncode == 1
+    assert str(tmp_path / "edge" / "edge-1" / name) in refused.stderr
+    assert "\n  try: " in refused.stderr
+    assert "report it" not in refused.stderr
 
 
 def test_a_device_says_where_it_listens_and_what_it_waits_for(tmp_path: Path) -> None:

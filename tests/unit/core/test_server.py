@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from primespark.core.web.protocol import MAX_HEAD_BYTES, BoundedProtocol
@@ -20,6 +22,19 @@ TOLERANCE_S = 10
 
 class Impatient(BoundedProtocol):
     head_timeout_s: ClassVar[float] = 0.05
+
+
+class Unread(BoundedProtocol):
+    write_timeout_s: ClassVar[float] = 0.5
+
+
+class Crowded(BoundedProtocol):
+    least_idle_s: ClassVar[float] = 0.0
+    most_connections: ClassVar[int] = 3
+
+
+class Patient(Crowded):
+    least_idle_s: ClassVar[float] = 3600.0
 
 
 class Echo:
@@ -42,11 +57,11 @@ class Echo:
 
 @asynccontextmanager
 async def connected(
-    app: Echo, protocol: type[BoundedProtocol] = BoundedProtocol
+    app: ASGIApp, protocol: type[BoundedProtocol] = BoundedProtocol
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     config, loop = configure(app), asyncio.get_running_loop()
     config.load()
-    assert config.http_protocol_class is BoundedProtocol
+    assert issubclass(config.http_protocol_class, BoundedProtocol)
     state, listener = ServerState(), bind("127.0.0.1", 0)
     server = await loop.create_server(
         lambda: protocol(config=config, server_state=state, app_state={}), sock=listener
@@ -106,7 +121,7 @@ async def test_the_rest_of_a_refused_body_is_not_taken_for_ever() -> None:
         await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"no"})
 
-    async with connected(refuses, Impatient) as (reader, writer):  # type: ignore[arg-type]
+    async with connected(refuses, Impatient) as (reader, writer):
         writer.write(REQUEST + b"\r\n")
         await reader.readuntil(b"no")
         writer.write(b"o")
@@ -122,3 +137,100 @@ async def test_a_slow_answer_and_a_slow_body_are_waited_for() -> None:
         loop.call_later(4 * Impatient.head_timeout_s, writer.write, b"wo")
         loop.call_later(8 * Impatient.head_timeout_s, app.may_answer.set)
         assert (await reader.readuntil(b"two")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_idle_connections_make_room_for_new_ones() -> None:
+    async with connected(Echo(), Crowded) as (first, writer):
+        address = writer.get_extra_info("peername")
+        writer.write(REQUEST + b"\r\none")
+        await first.readuntil(b"one")
+        others = [await asyncio.open_connection(*address) for _ in range(2)]
+        assert not first.at_eof()
+        for count in range(10):
+            reader, newest = await asyncio.open_connection(*address)
+            newest.write(REQUEST + b"\r\ntwo")
+            assert (await reader.readuntil(b"two")).startswith(b"HTTP/1.1 200 "), count
+            others.append((reader, newest))
+        assert await first.read() == await others[0][0].read() == b""
+        for _, other in others:
+            other.close()
+
+
+async def test_who_is_at_work_is_not_cut_off_for_a_new_one() -> None:
+    app = Echo()
+    app.may_answer.clear()
+    async with connected(app, Patient) as (_, writer):
+        address = writer.get_extra_info("peername")
+        busy = [await asyncio.open_connection(*address) for _ in range(2)]
+        for _, other in busy:
+            other.write(REQUEST + b"\r\none")
+        refused, newest = await asyncio.open_connection(*address)
+        newest.write(REQUEST + b"\r\ntwo")
+        told = await refused.read()
+        assert told.startswith(b"HTTP/1.1 429 ")
+        assert b"retry-after: 1" in told
+        assert b'"code": "too_many_connections"' in told
+        newest.close()
+        app.may_answer.set()
+        for reader, other in busy:
+            assert (await reader.readuntil(b"one")).startswith(b"HTTP/1.1 200 ")
+            other.close()
+
+
+async def test_there_is_a_last_bound() -> None:
+    async with connected(Echo(), Patient) as (_, writer):
+        address = writer.get_extra_info("peername")
+        others = [await asyncio.open_connection(*address) for _ in range(8)]
+        # Three, and one that would be refused.
+        closed = [reader for reader, _ in others[3:]]
+        with contextlib.suppress(ConnectionResetError):
+            for reader in closed:
+                assert await reader.read() == b""
+        assert not any(reader.at_eof() for reader, _ in others[:3])
+        for _, other in others:
+            other.close()
+
+
+def test_files_are_left_for_other_things() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        for files, most in ((300, 100), (1024, 341), (4096, 512)):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+            assert BoundedProtocol.max_connections() == most
+            assert configure(Echo()).backlog == most // 16
+        assert configure(Echo(), 1000).backlog == 1000 // 16
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Pours:
+    """Answers more than all buffers between hold, in pieces."""
+
+    def __init__(self) -> None:
+        self.is_over = asyncio.Event()
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(400):
+            await send({"type": "http.response.body", "body": b"x" * 65_536, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        self.is_over.set()
+
+
+async def test_a_client_that_does_not_read_is_left() -> None:
+    app = Pours()
+    async with connected(app, Unread) as (reader, writer):
+        writer.write(REQUEST + b"\r\none")
+        await app.is_over.wait()
+        with contextlib.suppress(ConnectionResetError):
+            assert len(await reader.read()) < 400 * 65_536
+
+
+async def test_a_client_that_reads_slowly_is_not() -> None:
+    app, size = Pours(), 0
+    async with connected(app, Unread) as (reader, writer):
+        writer.write(REQUEST + b"\r\none")
+        while not (piece := await reader.read(1_000_000)).endswith(b"0\r\n\r\n"):
+            size += len(piece)
+            await asyncio.sleep(0.02)
+        assert size + len(piece) > 400 * 65_536

@@ -98,3 +98,29 @@ def _paths(value: Any, prefix: str = "") -> set[str]:
     if not isinstance(value, dict):
         return {prefix}
     return {path for key, child in value.items() for path in _paths(child, f"{prefix}.{key}")}
+
+
+@pytest.mark.parametrize("section", ["edge", "cloud", "cloud.streams", "orchestration"])
+def test_no_address_is_not_every_address(section: str) -> None:
+    overrides: Any = {"host": ""}
+    for name in reversed(section.split(".")):
+        overrides = {name: overrides}
+    with pytest.raises(ConfigurationError, match=f"{section}.host"):
+        load_settings(overrides=overrides)
+
+
+def test_a_setting_that_is_a_file_can_be_given_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIMESPARK_EDGE__LANGUAGE__FILE", "/models/one.gguf")
+    assert load_settings().edge.language.file == Path("/models/one.gguf")
+
+
+def test_a_file_without_end_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIMESPARK_EDGE__ENROLMENT_TOKEN_FILE", "/dev/zero")
+    with pytest.raises(ConfigurationError, match="ENROLMENT_TOKEN_FILE names /dev/zero"):
+        load_settings()
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:99999/0", "redis://127.0.0.1:0", "redis://[::1", "redis://"])
+def test_a_cache_where_nothing_can_be_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"edge\.cache\.memory\.url"):
+        load_settings(overrides={"edge": {"cache": {"memory": {"url": url}}}})

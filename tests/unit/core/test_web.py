@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -15,10 +16,12 @@ from fastapi import APIRouter, Depends, Request
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+from starlette.types import Message
 
 from primespark.core.encoding import compress, content_digest
 from primespark.core.web import Principal, Role, create_app, problems, read_json, read_model, require
-from primespark.core.web.bodies import MINIMUM_BUDGET_BYTES
+from primespark.core.web.bodies import MAX_ANSWERED_BYTES, MINIMUM_BUDGET_BYTES, BodyBudget
 from primespark.core.web.server import bind
 from primespark.errors import AuthenticationError, ConfigurationError, OverloadedError
 
@@ -263,6 +266,48 @@ def test_bodies_in_flight_are_bounded_together() -> None:
     assert answer.headers["retry-after"] == "1"
     app.state.body_budget.release(other)
     assert client("POST", "/readings", content=body, headers=JSON).status_code == 200
+
+
+def test_large_answers_are_bounded_together_but_one_has_any_size() -> None:
+    budget = BodyBudget(1)
+    first: dict[str, Any] = {}
+    second: dict[str, Any] = {}
+    budget.take_answer(first, 10 * MAX_ANSWERED_BYTES)
+    with pytest.raises(OverloadedError):
+        budget.take_answer(second, 1)
+    budget.release(first)
+    for _ in range(2):
+        budget.take_answer(first, MAX_ANSWERED_BYTES // 4)
+    budget.take_answer(second, MAX_ANSWERED_BYTES // 2)
+    with pytest.raises(OverloadedError):
+        budget.take_answer(second, 1)
+    for scope in (first, second, second):
+        budget.release(scope)
+    budget.take_answer(second, MAX_ANSWERED_BYTES)
+
+
+@pytest.mark.parametrize("size", [0, 1, 262_144, 262_145, 1_000_000])
+async def test_a_large_answer_is_sent_in_pieces(size: int) -> None:
+    routes, sent, body = APIRouter(), [], random.Random(size).randbytes(size)
+
+    @routes.get("/large")
+    async def large(_: Annotated[Principal, Depends(require(Role.VIEWER))]) -> Response:
+        return Response(body)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/large", "query_string": b"", "headers": [
+        (b"authorization", b"Bearer v")]}  # fmt: skip
+    await make([routes])(scope, receive, send)
+    pieces = sent[1:]
+    assert b"".join(piece["body"] for piece in pieces) == body
+    assert max(len(piece["body"]) for piece in pieces) <= 262_144
+    assert [piece.get("more_body", False) for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+    assert dict(sent[0]["headers"])[b"content-length"] == str(size).encode()
 
 
 def test_a_credential_of_blanks_is_none(client: Client) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,11 @@ def test_a_key_that_was_cut_off_opens_nothing(tmp_path: Path, content: str) -> N
     (tmp_path / "local.key").write_text(content)
     with pytest.raises(ConfigurationError, match="holds no whole key"):
         LocalKey(tmp_path)
+
+
+@pytest.mark.parametrize("lay", [os.mkfifo, Path.mkdir])
+def test_a_key_that_is_no_file_is_told(tmp_path: Path, lay: Callable[[Path], None]) -> None:
+    lay(tmp_path / "local.key")
+    with pytest.raises(ConfigurationError, match="no file") as caught:
+        LocalKey(tmp_path)
+    assert "remove it" in caught.value.remedy

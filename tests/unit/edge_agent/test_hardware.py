@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def test_the_hottest_sensor_counts_and_broken_ones_do_not(tmp_path: Path) -> Non
 
 def test_a_computer_that_tells_nothing(tmp_path: Path) -> None:
     assert read_host(tmp_path) == HostHealth(None, {})
+
+
+def test_a_process_that_can_open_no_more_files_has_no_reading(tmp_path: Path) -> None:
+    write(tmp_path, "sys/class/thermal/thermal_zone0/temp", "40000\n")
+    hardware = Hardware(HailoHealth(HailoDevice(tmp_path)), tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        hardware.sample()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert hardware.host == HostHealth(None, {})
+    hardware.sample()
+    assert hardware.host.temperature_celsius == 40.0
 
 
 @pytest.mark.parametrize("path", [PI_4, PI_5])

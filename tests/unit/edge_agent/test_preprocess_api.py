@@ -15,6 +15,7 @@ from PIL import Image
 from edge_agent import preprocess_api
 from edge_agent.preprocessing import AudioPreprocessor, EdgePreprocessingPipeline, ImagePreprocessor
 from primespark.core.web import Principal, Role, create_app
+from primespark.core.web.bodies import MAX_ANSWERED_BYTES
 from primespark.inference.letterbox import Letterbox, to_nchw
 from tests.unit.inference.files import encode, noise
 from tests.unit.inference.sounds import encode_audio, tone
@@ -139,3 +140,17 @@ async def test_what_cannot_be_done_is_told(
 async def test_who_may_only_look_may_not_make_work(client: httpx2.AsyncClient) -> None:
     client.headers["Authorization"] = f"Bearer {Role.VIEWER.value}"
     assert (await send(client, PNG, "image/png")).status_code == 403
+
+
+async def test_answers_that_are_not_read_leave_no_room_for_more(client: httpx2.AsyncClient) -> None:
+    app = client._transport.app  # type: ignore[attr-defined]
+    unread: dict[str, Any] = {}
+    app.state.body_budget.take_answer(unread, MAX_ANSWERED_BYTES)
+    answer = await send(client, PNG, "image/png", SMALL)
+    assert (answer.status_code, answer.json()["code"]) == (429, "overloaded")
+    app.state.body_budget.release(unread)
+    for body, media_type in ((PNG, "image/png"), (WAV, "audio/wav")) * 2:
+        assert (await send(client, body, media_type, SMALL)).status_code == 200
+    # All is given back, or this would be refused.
+    app.state.body_budget.take_answer(unread, MAX_ANSWERED_BYTES)
+    app.state.body_budget.take_answer({}, 0)

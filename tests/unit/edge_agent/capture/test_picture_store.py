@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -267,3 +268,57 @@ def test_a_note_is_json(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     assert path.stem == kept
     assert json.loads(Image.open(path).info["comment"]) == {"a": [1, None]}
+
+
+STRANGE = "event-1700000000001-0a1b2c3d"
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "nowhere", f"{STRANGE}.jpg"])
+def test_links_are_neither_followed_nor_in_the_way(tmp_path: Path, target: str) -> None:
+    kept = store(tmp_path, Clock()).keep(noise(8), {})
+    (tmp_path / f"{STRANGE}.jpg").symlink_to(target)
+    check_only(tmp_path, kept)
+
+
+@pytest.mark.parametrize("lay", [os.mkfifo, Path.mkdir])
+def test_what_is_no_file_is_not_in_the_way(tmp_path: Path, lay: Callable[[Path], None]) -> None:
+    kept = store(tmp_path, Clock()).keep(noise(8), {})
+    lay(tmp_path / f"{STRANGE}.jpg")
+    check_only(tmp_path, kept)
+
+
+def check_only(folder: Path, kept: str | None) -> None:
+    """A store that starts in the folder has this picture and no other, and works."""
+    clock = Clock()
+    started = store(folder, clock)
+    assert [picture.id for picture in started.list(None, 10).pictures] == [kept]
+    with pytest.raises(NotFoundError):
+        started.read(STRANGE)
+    clock.ms += 20 * DAY_MS
+    started.expire()
+    assert started.list(None, 10).pictures == []
+    assert started.keep(noise(8), {}) is not None
+
+
+def huge() -> bytes:
+    """A picture whose header tells of 4 billion pixels."""
+    data = bytearray(encode_jpeg(noise(8), comment=b"{}"))
+    place = data.index(b"\xff\xc0") + 5
+    data[place : place + 4] = b"\xff\xdc\xff\xdc"
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        huge(),
+        *(
+            encode_jpeg(noise(8), comment=comment)
+            for comment in (b"[1]", b'"a"', b"1", b'{"score": NaN}', b"[" * 30_000, b'{"label": "\\ud800"}')
+        ),
+    ],
+)
+def test_a_damaged_picture_is_not_listed(tmp_path: Path, data: bytes) -> None:
+    kept = store(tmp_path, Clock()).keep(noise(8), {"label": "cup"})
+    (tmp_path / f"{STRANGE}.jpg").write_bytes(data)
+    assert [picture.id for picture in store(tmp_path, Clock()).list(None, 10).pictures] == [kept]

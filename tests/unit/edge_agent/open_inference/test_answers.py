@@ -21,9 +21,10 @@ from edge_agent.open_inference.answers import (
     priority_of,
     told_apart,
 )
-from edge_agent.open_inference.messages import MAX_JSON_VALUES, Asked, RequestedOutput, RequestParameters
+from edge_agent.open_inference.messages import Asked, RequestedOutput, RequestParameters
 from edge_agent.open_inference.tensors import Datatype, TensorForm, datatype_of, from_bytes, from_json
 from edge_agent.work_queue import Priority
+from primespark.core.web.json_bounds import MAX_JSON_VALUES
 from primespark.errors import InvalidInputError, UnavailableError
 from tests.unit.edge_agent.open_inference.test_tensors import any_array, same
 

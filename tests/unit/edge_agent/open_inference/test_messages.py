@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_agent.open_inference.messages import MAX_JSON_VALUES, Asked, read_request
+from edge_agent.open_inference.messages import Asked, read_request
 from edge_agent.open_inference.tensors import datatype_of, to_bytes
+from primespark.core.web.json_bounds import MAX_JSON_VALUES
 from primespark.errors import PrimeSparkError
 from tests.unit.edge_agent.open_inference.test_tensors import any_array, same
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,35 @@ async def test_only_what_is_wanted_is_kept(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     folder.keep_only({"a", "b"})
     assert names(tmp_path) == ["a", "b.part"]
+
+
+def a_folder(path: Path) -> None:
+    (path / "inside").mkdir(parents=True)
+    (path / "inside" / "file").write_bytes(b"a file")
+
+
+def a_link(path: Path) -> None:
+    outside = path.parent.parent / "outside"
+    outside.write_bytes(b"of somebody else")
+    path.symlink_to(outside)
+
+
+def a_link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".part"])
+@pytest.mark.parametrize("lay", [os.mkfifo, a_folder, a_link, a_link_to_itself])
+async def test_what_is_no_file_makes_room_for_one(tmp_path: Path, lay: Callable[[Path], None], suffix: str) -> None:
+    folder, data = BlobFolder(tmp_path / "blobs", 0), b"a model"
+    sha256 = sha256_hex(data)
+    lay(tmp_path / "blobs" / f"{sha256}{suffix}")
+    lay(tmp_path / "blobs" / f"{'0' * 64}{suffix}")
+    async with asyncio.timeout(20):
+        assert not await folder.holds(sha256)
+        await folder.fetch(sha256, Link(data, []), 100, len(data))
+        assert await folder.holds(sha256)
+    folder.keep_only({sha256})
+    assert names(tmp_path / "blobs") == [sha256]
+    if (tmp_path / "outside").exists():
+        assert (tmp_path / "outside").read_bytes() == b"of somebody else"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +71,13 @@ def test_no_value_in_a_twin_breaks_the_reader(value: Any) -> None:
 def test_a_pointer_as_the_cloud_writes_it() -> None:
     pointer = Pointer.parse("digits", {"version": 3, "manifest": SHA, "artifacts": [SHA], "note": "kept for later"})
     assert (pointer.version, pointer.manifest, pointer.artifacts) == (3, SHA, (SHA,))
+
+
+@pytest.mark.parametrize("lay", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path)])
+def test_what_is_no_file_is_as_none_and_makes_room(tmp_path: Path, lay: Callable[[Path], None]) -> None:
+    lay(tmp_path / "a.json")
+    files = StateFiles(tmp_path)
+    assert files.load_all() == {}
+    state = SlotState(highest_counter=3)
+    files.save("a", state)
+    assert files.load_all() == {"a": state}
