@@ -14,6 +14,7 @@ from edge_agent import (
     api,
     cache_api,
     capture_api,
+    dead_letters_api,
     examples_api,
     openai_api,
     preprocess_api,
@@ -27,6 +28,7 @@ from edge_agent.capture.picture_store import PictureKind
 from edge_agent.capture_api import CaptureParts
 from edge_agent.credentials import LocalKey
 from edge_agent.database import Database
+from edge_agent.dead_letters import DeadLetters
 from edge_agent.example_labels import ExampleLabels
 from edge_agent.open_inference import routes as open_inference
 from edge_agent.preprocessing_pipeline import EdgePreprocessingPipeline
@@ -40,6 +42,7 @@ _ROUTERS = (
     api.router,
     cache_api.router,
     capture_api.router,
+    dead_letters_api.router,
     examples_api.router,
     openai_api.router,
     open_inference.router,
@@ -83,6 +86,7 @@ def build_app(
         problem_members={"/v1": openai_api.error_members, open_inference.PREFIX: open_inference.error_members},
     )
     _share(app, edge, device, sight, cache)
+    app.state.dead_letters = DeadLetters(database, device.queue)
     return app
 
 

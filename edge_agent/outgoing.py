@@ -7,29 +7,19 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import Counter
-
 from edge_agent import documents, replica
 from edge_agent.database import Database
+from edge_agent.dead_letters import add_dead_letter
 from edge_agent.queue import compose, remove_sent
 from edge_agent.schema import forget_meta, read_number, write_meta
-from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.encoding import encode_body
-from primespark.core.logging import get_logger
 from primespark.sync.records import PROTOCOL_VERSION, PushResponse, ResultStatus
 
-MAX_DEAD_LETTERS = 10_000
 # Room for what surrounds the records in a batch.
 _ENVELOPE_BYTES = 1024
 # Pages given back to the disk with one acknowledgement; more would hold up those who enqueue.
 _VACUUM_PAGES = 500
 _KEPT_FREE_PAGES = 4000
-
-DEAD_LETTERS = Counter(
-    "primespark_sync_dead_letters_total", "Records the cloud refused for good, or that cannot travel."
-)
-
-log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +113,7 @@ class Outgoing:
             return documents.to_change(kept).model_dump_json().encode()
         except (ValueError, RecursionError):
             record = documents.load_text(connection, kept.scope, kept.key)
-            _add_dead_letter(connection, kept.key, 0, "bad_document", record)
+            add_dead_letter(connection, kept.key, 0, "bad_document", record)
             counter = kept.document.vv.get(self._device_id, 0)
             documents.settle(connection, self._device_id, kept.scope, kept.key, counter)
             return None
@@ -243,19 +233,9 @@ def _load_sent(connection: sqlite3.Connection, batch_seq: int) -> _Sent | None:
 def _keep_aside(connection: sqlite3.Connection, sent: _Sent, index: int, code: str) -> tuple[str, int]:
     """Put a record of a batch among the dead letters; its stream and seq."""
     stream, seq, record = _record_at(connection, sent, index)
-    _add_dead_letter(connection, stream, seq, code, record)
+    add_dead_letter(connection, stream, seq, code, record)
     connection.execute("UPDATE stream SET lost = lost + 1 WHERE name = ? AND ? > 0", (stream, seq))
     return stream, seq
-
-
-def _add_dead_letter(connection: sqlite3.Connection, stream: str, seq: int, code: str, record: str) -> None:
-    log.warning("record_refused", stream=stream, seq=seq, code=code)
-    DEAD_LETTERS.inc()
-    connection.execute(
-        "INSERT INTO dead_letter (stream, seq, code, record, at) VALUES (?, ?, ?, ?, ?)",
-        (stream, seq, code, record, to_rfc3339(utc_now())),
-    )
-    connection.execute("DELETE FROM dead_letter WHERE id <= (SELECT max(id) FROM dead_letter) - ?", (MAX_DEAD_LETTERS,))
 
 
 def _record_at(connection: sqlite3.Connection, sent: _Sent, index: int) -> tuple[str, int, str]:

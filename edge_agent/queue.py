@@ -144,14 +144,21 @@ class OfflineQueue:
         """Operations that wait, oldest first, after the one with id `after`."""
         return await self._database.run(lambda connection: _read_waiting(connection, after, limit))
 
+    def take(self, connection: sqlite3.Connection, facts: list[tuple[str, bytes]]) -> list[int]:
+        """Enqueue facts as `encode` made them in the caller's transaction; their seqs.
+
+        Raises:
+            OverloadedError: Code `queue_full`.
+        """
+        self._check_room(connection, len(facts), sum(len(tail) + _ROW_BYTES for _, tail in facts))
+        return _number(connection, facts)
+
     def _insert(
         self, connection: sqlite3.Connection, facts: list[tuple[str, bytes]], once: Sequence[str] | None
     ) -> list[int]:
         is_new = [True] * len(facts) if once is None else [_remember(connection, key) for key in once]
         taken = [fact for fact, new in zip(facts, is_new, strict=True) if new]
-        sizes = sum(len(tail) + _ROW_BYTES for _, tail in taken)
-        self._check_room(connection, len(taken), sizes)
-        seqs = iter(_number(connection, taken))
+        seqs = iter(self.take(connection, taken))
         return [next(seqs) if new else 0 for new in is_new]
 
     def _check_room(self, connection: sqlite3.Connection, operations: int, size: int) -> None:

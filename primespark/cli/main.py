@@ -28,9 +28,11 @@ app = typer.Typer(
 )
 device = typer.Typer(help="Enrol and manage devices (on the cloud's machine).", no_args_is_help=True)
 models = typer.Typer(help="The models that ship with Prime Spark or can be fetched.", no_args_is_help=True)
+offline = typer.Typer(help="What this device holds for its cloud; the device must be running.", no_args_is_help=True)
 config = typer.Typer(help="The settings in force.", no_args_is_help=True)
 app.add_typer(device, name="device")
 app.add_typer(models, name="models")
+app.add_typer(offline, name="offline")
 app.add_typer(config, name="config")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -118,6 +120,46 @@ def doctor(as_json: Json = False) -> None:
     from primespark.cli.doctor import run_doctor
 
     raise typer.Exit(run_doctor(_settings(), as_json))
+
+
+@offline.command("status")
+def offline_status(as_json: Json = False) -> None:
+    """Show what waits for the cloud, by stream."""
+    from primespark.cli.offline import show_status
+
+    show_status(_settings(), as_json)
+
+
+@offline.command("dead-letters")
+def offline_dead_letters(as_json: Json = False) -> None:
+    """List what the cloud refused for good."""
+    from primespark.cli.offline import list_dead_letters
+
+    list_dead_letters(_settings(), as_json)
+
+
+@offline.command("show")
+def offline_show(number: Annotated[int, typer.Argument(min=1, help="Of the dead letter.")]) -> None:
+    """Print a dead letter with its record, as JSON."""
+    from primespark.cli.offline import show_dead_letter
+
+    show_dead_letter(_settings(), number)
+
+
+@offline.command("replay")
+def offline_replay(number: Annotated[int, typer.Argument(min=1, help="Of the dead letter.")]) -> None:
+    """Send a dead letter once more, as a new fact."""
+    from primespark.cli.offline import replay_dead_letter
+
+    replay_dead_letter(_settings(), number)
+
+
+@offline.command("discard")
+def offline_discard(number: Annotated[int, typer.Argument(min=1, help="Of the dead letter.")]) -> None:
+    """Drop a dead letter."""
+    from primespark.cli.offline import discard_dead_letter
+
+    discard_dead_letter(_settings(), number)
 
 
 @device.command("token")
