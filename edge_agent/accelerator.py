@@ -23,8 +23,8 @@ log = get_logger(__name__)
 _VERSION = 1
 # The answer to it is of no interest; that there is one is.
 _NOTHING_TO_SEE = np.zeros((64, 64, 3), dtype=np.uint8)
-# What a HEF answers for these types is read here.
-SERVED_TYPES = frozenset({ModelType.OBJECT_DETECTION})
+# What a HEF answers is read for these types (`primespark.inference.hailo_models`).
+SERVED_TYPES = frozenset({ModelType.OBJECT_DETECTION, ModelType.CLASSIFICATION})
 
 
 class Accelerator:
@@ -76,7 +76,7 @@ class Accelerator:
             from primespark.inference.hailo_models import read_detector_labels
 
             labels = read_detector_labels(self._settings.accelerator.labels)
-            return self._loaded(path, path.stem, _VERSION, labels)
+            return self._loaded(path, path.stem, ModelType.OBJECT_DETECTION, _VERSION, labels)
 
         return StandbyModel(path.stem, load, standby, _see_nothing)
 
@@ -88,7 +88,7 @@ class Accelerator:
         workers: int,
         prove: Callable[[ServedModel], None],
     ) -> Model:
-        """The two variants of a deployed detector; the processor also helps an accelerator that cannot keep up.
+        """The two variants of a deployed model; the processor also helps an accelerator that cannot keep up.
 
         Args:
             hef: The accelerator's, of the same network.
@@ -99,7 +99,7 @@ class Accelerator:
         """
 
         def load() -> ServedModel:
-            return self._loaded(hef, standby.name, standby.version, standby.labels)
+            return self._loaded(hef, standby.name, standby.model_type, standby.version, standby.labels)
 
         return StandbyModel(standby.name, load, standby, prove, Overflow(depth, workers, self._load))
 
@@ -107,13 +107,16 @@ class Accelerator:
         """Give the chip back, after all models on it are closed."""
         self._device.close()
 
-    def _loaded(self, path: Path, name: str, version: int, labels: tuple[str, ...]) -> ServedModel:
-        from primespark.inference.hailo_models import load_hef_detector
+    def _loaded(
+        self, path: Path, name: str, model_type: ModelType, version: int, labels: tuple[str, ...]
+    ) -> ServedModel:
+        from primespark.inference.hailo_models import load_hef
 
-        return load_hef_detector(
+        return load_hef(
             path,
             self._device,
             name=name,
+            model_type=model_type,
             version=version,
             labels=labels,
             minimum_score=self._settings.minimum_score,

@@ -50,13 +50,18 @@ class ImageClassifier:
         return best_of(softmax(logits[0]), self._labels)
 
     def _prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        height, width = image.shape[:2]
-        middle = max(1, round(min(height, width) * _MIDDLE))
-        left, top = (width - middle) // 2, (height - middle) // 2
-        seen = Image.fromarray(image).resize(
-            (self._side, self._side), Image.Resampling.BICUBIC, box=(left, top, left + middle, top + middle)
-        )
-        return ((np.asarray(seen, dtype=np.float32) - _MEAN) / _SCALE).transpose(2, 0, 1)
+        return ((middle_of(image, self._side).astype(np.float32) - _MEAN) / _SCALE).transpose(2, 0, 1)
+
+
+def middle_of(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """What a classifier of photographs looks at, uint8 [side, side, 3]: the middle of the image, scaled."""
+    height, width = image.shape[:2]
+    middle = max(1, round(min(height, width) * _MIDDLE))
+    left, top = (width - middle) // 2, (height - middle) // 2
+    seen = Image.fromarray(image).resize(
+        (side, side), Image.Resampling.BICUBIC, box=(left, top, left + middle, top + middle)
+    )
+    return np.asarray(seen, dtype=np.uint8)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

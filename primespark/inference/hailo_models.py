@@ -8,46 +8,52 @@ from primespark.core.identifiers import sha256_hex
 from primespark.errors import ConfigurationError, IntegrityError
 from primespark.inference import catalog
 from primespark.inference.catalog import ModelType
+from primespark.inference.hailo_classification import HailoClassifier
 from primespark.inference.hailo_detection import HailoDetector
 from primespark.inference.hailo_device import HailoDevice
 from primespark.inference.hailo_engine import HailoInferenceEngine
-from primespark.inference.models import ServedModel
+from primespark.inference.models import Answer, ServedModel
 
 _MAX_LABELS_BYTES = 1024 * 1024
 
 
-def load_hef_detector(
+def load_hef(
     path: Path,
     device: HailoDevice,
     *,
     name: str,
+    model_type: ModelType,
     version: int,
     labels: tuple[str, ...],
     minimum_score: float,
     timeout_s: float,
 ) -> ServedModel:
-    """A detector on the accelerator.
+    """A model on the accelerator.
 
     Args:
-        path: Of the HEF, which ends in non-maximum suppression.
+        path: Of the HEF; a detector's ends in non-maximum suppression.
         device: The process's accelerator.
         name: Of the model.
+        model_type: Object detection or classification.
         version: Of the model.
         labels: Name of each class id.
         minimum_score: Objects below it are not answered.
         timeout_s: Seconds a run may take.
 
     Raises:
-        PrimeSparkError: As `HailoInferenceEngine` and `HailoDetector`.
+        PrimeSparkError: As `HailoInferenceEngine`, and `HailoDetector` or `HailoClassifier`.
     """
     engine = HailoInferenceEngine(path, device, timeout_s=timeout_s)
     try:
-        answer = HailoDetector(engine, labels, minimum_score)
+        if model_type is ModelType.CLASSIFICATION:
+            answer: Answer = HailoClassifier(engine, labels)
+        else:
+            answer = HailoDetector(engine, labels, minimum_score)
         digest = sha256_hex(path.read_bytes())
     except (IntegrityError, OSError):
         engine.close()
         raise
-    return ServedModel(name, ModelType.OBJECT_DETECTION, version, digest, labels, engine, answer)
+    return ServedModel(name, model_type, version, digest, labels, engine, answer)
 
 
 def read_detector_labels(file: Path | None) -> tuple[str, ...]:

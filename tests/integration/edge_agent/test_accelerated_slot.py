@@ -18,6 +18,7 @@ from primespark.core.settings import AcceleratorSettings, InferenceSettings
 from primespark.inference.images import decode_image
 from primespark.inference.models import InputKind
 from primespark.inference.samples import sample_images
+from tests import photographs
 from tests.colours import LABELS, MINIMUM, colours, hef
 from tests.doubles import hailo
 from tests.doubles.hailo import Machine
@@ -45,6 +46,19 @@ def oracle(gate: RunningGate, tmp_path: Path) -> GateOracle:
 def want(oracle: GateOracle, version: int, architecture: str = "hailo8", accelerated: bytes | None = None) -> None:
     """The cloud wants a version of `colours`, as a file for each processor."""
     files = {"onnx": colours(on_chip=False), "hef": accelerated or hef(by_score=False)}
+    want_files(oracle, "colours", version, "object_detection", LABELS, files, architecture)
+
+
+def want_files(
+    oracle: GateOracle,
+    name: str,
+    version: int,
+    model_type: str,
+    labels: tuple[str, ...],
+    files: dict[str, bytes],
+    architecture: str = "hailo8",
+) -> None:
+    """The cloud wants a version, as a file for each processor."""
     variants = tuple(
         Variant(
             format=kind, architecture=architecture if kind == "hef" else "any", sha256=sha256_hex(data),  # type: ignore[arg-type]
@@ -53,15 +67,14 @@ def want(oracle: GateOracle, version: int, architecture: str = "hailo8", acceler
         for kind, data in files.items()
     )  # fmt: skip
     manifest = Manifest(
-        name="colours", version=version, model_type="object_detection", created=utc_now(), labels=LABELS,
-        variants=variants,
+        name=name, version=version, model_type=model_type, created=utc_now(), labels=labels, variants=variants,
     )  # fmt: skip
     assert oracle.signing_key is not None
     signed = oracle.signing_key.sign(manifest).to_bytes()
     for data in (signed, *files.values()):
         oracle.blobs[sha256_hex(data)] = data
     pointer = {"version": version, "manifest": sha256_hex(signed), "artifacts": [one.sha256 for one in variants]}
-    desire(oracle, {"colours": pointer})
+    desire(oracle, {name: pointer})
 
 
 def inference(machine: Machine) -> InferenceSettings:
@@ -70,17 +83,17 @@ def inference(machine: Machine) -> InferenceSettings:
     )
 
 
-def runs_on(device: Device, version: int) -> str | None:
-    slot = device.slots.get("colours")
+def runs_on(device: Device, version: int, name: str = "colours") -> str | None:
+    slot = device.slots.get(name)
     current = slot.model.current if slot is not None else None
     return current.device if current is not None and current.version == version else None
 
 
-async def ask(device: Device, settings: InferenceSettings) -> Inference:
+async def ask(device: Device, settings: InferenceSettings, name: str = "colours") -> Inference:
     service = InferenceService(device.slots, settings)
     try:
         given = Given(InputKind.IMAGE, functools.partial(decode_image, COFFEE, 1_000_000))
-        return await service.answer(given, "colours", None)
+        return await service.answer(given, name, None)
     finally:
         await asyncio.to_thread(service.close)
 
@@ -113,6 +126,23 @@ async def test_the_accelerator_serves_a_version_and_gives_way_to_the_next(
         await until(lambda: device.slots.get("colours") is None)
         assert second is not None
         await until(lambda: second.model.fault == RETIRED)
+
+
+async def test_a_classifier_is_served_by_the_accelerator_and_by_the_processor_behind_it(
+    gate: RunningGate, oracle: GateOracle, machine: Machine, tmp_path: Path
+) -> None:
+    settings = inference(machine)
+    files = {"onnx": photographs.classifier(), "hef": photographs.hef(ends_in_softmax=False)}
+    want_files(oracle, "photographs", 1, "classification", photographs.LABELS, files)
+    async with running_device(tmp_path / "device", gate.url, inference=settings) as device:
+        await until(lambda: runs_on(device, 1, "photographs") == "hailo8", 30)
+        on_chip = await ask(device, settings, "photographs")
+        machine.kill()
+        on_processor = await ask(device, settings, "photographs")
+        machine.revive()
+        await until(lambda: runs_on(device, 1, "photographs") == "hailo8", 30)
+    assert (on_chip.device, on_processor.device) == ("hailo8", "cpu")
+    assert on_chip.predictions[0]["label"] == on_processor.predictions[0]["label"] == "espresso"
 
 
 async def test_both_files_are_served_again_after_a_start_without_the_cloud(

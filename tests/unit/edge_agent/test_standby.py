@@ -15,7 +15,7 @@ from edge_agent.standby import LOADING, RETIRED, StandbyModel
 from primespark.errors import ConflictError, IntegrityError, InvalidInputError, UnavailableError
 from primespark.inference.catalog import ModelType
 from primespark.inference.hailo_device import HailoDevice
-from primespark.inference.hailo_models import load_hef_detector
+from primespark.inference.hailo_models import load_hef
 from primespark.inference.images import decode_image
 from primespark.inference.models import ServedModel
 from primespark.inference.onnx_engine import OnnxEngine
@@ -65,8 +65,15 @@ def load(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Callable[
 
     def load() -> ServedModel:
         path = machine.root / "colours.hef"
-        return load_hef_detector(
-            path, device, name="colours", version=1, labels=LABELS, minimum_score=MINIMUM, timeout_s=timeout_s
+        return load_hef(
+            path,
+            device,
+            name="colours",
+            model_type=ModelType.OBJECT_DETECTION,
+            version=1,
+            labels=LABELS,
+            minimum_score=MINIMUM,
+            timeout_s=timeout_s,
         )
 
     yield load
