@@ -20,6 +20,8 @@ MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 30.0
 # Within which a client takes the next 48 KiB of what waits for it: the distance between asyncio's two marks.
 WRITE_TIMEOUT_S = 60.0
+# Within which a body under way comes to its end when the server stops.
+STOP_TIMEOUT_S = 3.0
 MAX_CONNECTIONS = 512
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -33,6 +35,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     head_timeout_s: ClassVar[float] = HEAD_TIMEOUT_S
     write_timeout_s: ClassVar[float] = WRITE_TIMEOUT_S
+    stop_timeout_s: ClassVar[float] = STOP_TIMEOUT_S
     # Who has just come, or was just answered, is about to ask.
     least_idle_s: ClassVar[float] = 5.0
     most_connections: ClassVar[int] = MAX_CONNECTIONS
@@ -84,6 +87,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """The client reads."""
         self._end_write_wait()
         super().resume_writing()
+
+    def shutdown(self) -> None:
+        """The server stops: wait for what is being answered, but not long for the rest of a request."""
+        super().shutdown()
+        self.loop.call_later(self.stop_timeout_s, self._leave_body)
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -139,6 +147,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _leave_body(self) -> None:
+        if not self._is_idle() and self.cycle.more_body:
+            self.transport.abort()
 
     def _end_write_wait(self) -> None:
         if self._write_timer is not None:

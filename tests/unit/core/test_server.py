@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -44,10 +46,17 @@ class Echo:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            for event in ("startup", "shutdown"):
+                assert (await receive())["type"] == f"lifespan.{event}"
+                await send({"type": f"lifespan.{event}.complete"})
+            return
         body, is_whole = b"", False
         while not is_whole:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                return
             body += message["body"]
             is_whole = not message["more_body"]
         await self.may_answer.wait()
@@ -234,3 +243,37 @@ async def test_a_client_that_reads_slowly_is_not() -> None:
             size += len(piece)
             await asyncio.sleep(0.02)
         assert size + len(piece) > 400 * 65_536
+
+
+async def until_connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            return await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.sleep(0.02)
+
+
+async def test_a_server_that_stops_does_not_wait_for_the_rest_of_a_body() -> None:
+    code = """
+import asyncio, sys
+from primespark.core.web.server import serve
+from tests.unit.core.test_server import Echo
+
+asyncio.run(serve(Echo(), "127.0.0.1", int(sys.argv[1])))
+"""
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(port), stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3]
+    )
+    async with asyncio.timeout(60):
+        reader, writer = await until_connected(port)
+        writer.write(REQUEST + b"Expect: 100-continue\r\n\r\n")
+        # Whoever is told so is waited for.
+        await reader.readuntil(b"100 Continue\r\n\r\n")
+        writer.write(b"tw")
+        server.terminate()
+        assert server.stderr is not None
+        told = await server.stderr.read()
+        assert await server.wait() == 0
+    assert b"Traceback" not in told
+    writer.close()

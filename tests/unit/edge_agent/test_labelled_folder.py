@@ -97,6 +97,15 @@ async def test_bad_rows_do_not_hold_up_good_ones(tmp_path: Path, database: Datab
         assert [value["sample"] for value in (await labels(queue, 4))[2:]] == ["late", "next"]
 
 
+@pytest.mark.parametrize("row", ["a.p\0ng,1", "x\0y/a.png,1", "a.png,\0"])
+async def test_a_row_with_nul_does_not_end_the_watching(tmp_path: Path, database: Database, row: str) -> None:
+    (tmp_path / "labels.csv").write_text(f"file,label\n{row}\ngood.png,2\n")
+    for name in ("a.png", "good.png"):
+        (tmp_path / name).write_bytes(image(3))
+    async with watching(tmp_path, database) as queue:
+        assert [value["sample"] for value in await labels(queue, 1)] == ["good"]
+
+
 def test_a_correction_and_its_withdrawal_are_rows_of_their_own(tmp_path: Path) -> None:
     leave(tmp_path, [("a.png", "1"), ("a.png", "7"), ("a.png", "1")])
     assert len({row.key for row in read_listing(tmp_path / "labels.csv")}) == 3
