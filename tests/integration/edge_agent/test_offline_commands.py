@@ -34,7 +34,7 @@ def test_what_the_cloud_refuses_can_be_seen_sent_once_more_and_dropped(gate: Run
     }
     with running(tmp_path, **cloud) as device:
         port = int(device.url.rpartition(":")[2])
-        wait_until(lambda: sum(fact["stream"] == "telemetry" for fact in oracle.facts) >= 3)
+        wait_until(lambda: sum(fact["stream"] == "telemetry" for fact in oracle.facts) >= 3, 60)
 
         items = json.loads(ask(tmp_path, port, "dead-letters", "--json").stdout)["items"]
         assert [(item["seq"], item["code"]) for item in items] == [(1, "bad_label"), (2, "bad_label")]
@@ -46,7 +46,7 @@ def test_what_the_cloud_refuses_can_be_seen_sent_once_more_and_dropped(gate: Run
         answer = ask(tmp_path, port, "replay", again)
         assert answer.returncode == 0, answer.stderr
         assert ask(tmp_path, port, "discard", dropped).returncode == 0
-        wait_until(lambda: any(_is_same(fact, shown["record"]) for fact in oracle.facts))
+        wait_until(lambda: any(_is_same(fact, shown["record"]) for fact in oracle.facts), 60)
         assert sum(_is_same(fact, shown["record"]) for fact in oracle.facts) == 1
         assert json.loads(ask(tmp_path, port, "dead-letters", "--json").stdout)["items"] == []
         assert json.loads(ask(tmp_path, port, "status", "--json").stdout)["dead_letters"] == 0
