@@ -29,8 +29,6 @@ _ARTIFACT_TAG = "artifact_sha256"
 _MANIFEST_TAG = "manifest_sha256"
 _PASSING_FAULTS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 _MLFLOW_DEFAULTS = {
-    # It reports its use to its makers unless told not to.
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     # Seven retries with doubling pauses are four minutes, longer than a sensor may take.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
