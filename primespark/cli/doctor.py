@@ -28,6 +28,7 @@ from primespark.embedded.stack import running_on
 from primespark.errors import PrimeSparkError
 
 _CONNECT_TIMEOUT_S = 3.0
+_HTTPS_PORT = 443
 # More than any kernel's `struct timex`, and its state of a clock that nothing corrects.
 _TIMEX_BYTES, _TIME_ERROR = 512, 5
 _PACKAGES = {
@@ -173,7 +174,8 @@ def _check_up(running: int | None) -> Check:
 def _check_reachable(name: str, url: str, default_port: int) -> Check:
     try:
         parts = urlsplit(url)
-        address = (parts.hostname or "127.0.0.1", parts.port or default_port)
+        implied_port = _HTTPS_PORT if parts.scheme == "https" else default_port
+        address = (parts.hostname or "127.0.0.1", implied_port if parts.port is None else parts.port)
     except ValueError as error:
         return Check(name, State.BAD, f"not an address: {error}", "correct it in the settings")
     connect: Callable[[], object] = lambda: socket.create_connection(address, _CONNECT_TIMEOUT_S).close()  # noqa: E731

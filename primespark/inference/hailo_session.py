@@ -34,12 +34,18 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One input or output as the host sees it; `shape` is without the batch."""
+    """One input or output as the host sees it.
+
+    Attributes:
+        shape: Without the batch.
+        span: Least and greatest value that the chip's own type can tell; None where it is not known.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     nms: NmsLayout | None = None
+    span: tuple[float, float] | None = None
 
 
 class HailoSession:
@@ -57,12 +63,14 @@ class HailoSession:
 
     def __init__(self, vendor: Any, device: Any, path: Path, float_inputs: bool) -> None:
         model = device.create_infer_model(str(path))
+        # Asked for before the host's type takes the place of the chip's.
+        spans = {one.name: _span(one) for one in model.outputs if not one.is_nms}
         float32 = vendor.FormatType.FLOAT32
         for stream in [*(model.inputs if float_inputs else ()), *(one for one in model.outputs if not one.is_nms)]:
             stream.set_format_type(float32)
         layouts = _layouts(model)
-        self.inputs = tuple(_stream(one, layouts) for one in model.inputs)
-        self.outputs = tuple(_stream(one, layouts) for one in model.outputs)
+        self.inputs = tuple(_stream(one, layouts, spans) for one in model.inputs)
+        self.outputs = tuple(_stream(one, layouts, spans) for one in model.outputs)
         self.device = device
         self.users = 0
         self.has_answered = False
@@ -198,14 +206,23 @@ def _layouts(model: Any) -> dict[str, NmsLayout]:
     }
 
 
-def _stream(stream: Any, layouts: Mapping[str, NmsLayout]) -> Stream:
+def _span(stream: Any) -> tuple[float, float] | None:
+    dtype = _DTYPES.get(_last_name(stream.format.type))
+    scales = [(float(one.qp_scale), float(one.qp_zp)) for one in stream.quant_infos]
+    if dtype is None or dtype.kind != "u" or not scales:
+        return None
+    most = np.iinfo(dtype).max
+    return min(-zero * scale for scale, zero in scales), max((most - zero) * scale for scale, zero in scales)
+
+
+def _stream(stream: Any, layouts: Mapping[str, NmsLayout], spans: Mapping[str, tuple[float, float] | None]) -> Stream:
     nms = layouts.get(stream.name)
     if nms is None:
         # AUTO stands for the chip's own type, which is bytes unless the HEF says otherwise.
         dtype = _DTYPES.get(_last_name(stream.format.type), np.dtype(np.uint8))
     else:
         dtype = np.dtype(np.uint8) if nms.by_score else np.dtype(np.float32)
-    return Stream(stream.name, tuple(int(length) for length in stream.shape), dtype, nms)
+    return Stream(stream.name, tuple(int(length) for length in stream.shape), dtype, nms, spans.get(stream.name))
 
 
 def _last_name(member: Any) -> str:

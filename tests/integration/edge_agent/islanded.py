@@ -54,7 +54,7 @@ def main(home: Path, clock: str) -> dict[str, Any]:
             start_new_session=True,
         )
         try:
-            return _ask(folder)
+            return {**_ask(folder), "doctor": _diagnose(home, clock, settings)}
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
@@ -82,9 +82,18 @@ def _ask(folder: Path) -> dict[str, Any]:
             "labels": [one["label"] for one in seen.raise_for_status().json()["predictions"]],
             "sync": get("/api/v1/sync/status"),
             "health": get("/health"),
-            "first": get("/api/v1/offline/queue?limit=1")["items"][0],
+            "waiting": get("/api/v1/offline/queue?limit=1000")["items"],
             "offline": status(),
         }
+
+
+def _diagnose(home: Path, clock: str, settings: dict[str, str]) -> dict[str, Any]:
+    """What `primespark doctor` finds here, by name."""
+    finished = subprocess.run(
+        ["faketime", "-f", clock, sys.executable, "-m", "primespark.cli.main", "doctor", "--json"],
+        env=environment(home, _PORT, **settings), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return {check["name"]: check for check in json.loads(finished.stdout)["checks"]}
 
 
 def _is_ready(url: str) -> bool:

@@ -10,6 +10,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,27 @@ def is_right(answers: list[NDArray[Any]], value: int) -> bool:
 
 def in_flight(session: Any) -> int:
     return len(session._configured._inner._in_flight)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "zero_point", "span"),
+    [
+        ("UINT8", 1 / 255, 0.0, (0.0, 1.0)),
+        ("UINT8", 1 / 255, 51.0, (-0.2, 0.8)),
+        ("UINT8", 0.1, 100.0, (-10.0, 15.5)),
+        ("UINT16", 1 / 65535, 0.0, (0.0, 1.0)),
+        ("UINT16", 2.0, 1000.0, (-2000.0, 129_070.0)),
+        ("FLOAT32", 0.0, 0.0, None),
+    ],
+)
+def test_the_span_is_what_the_bits_of_the_chip_can_tell(
+    machine: Machine, device: HailoDevice, kind: str, scale: float, zero_point: float, span: tuple[float, float] | None
+) -> None:
+    output = Stream("add_one/output", SHAPE, "out", kind, scale, zero_point)
+    (machine.root / "model.hef").write_bytes(replace(ADD_ONE, outputs=(output,)).to_bytes())
+    found = load(device, machine).outputs[0]
+    assert found.dtype == np.float32
+    assert found.span == (None if span is None else pytest.approx(span))
 
 
 @pytest.mark.parametrize(

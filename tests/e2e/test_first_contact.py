@@ -1,0 +1,90 @@
+"""A device that began alone with a wrong clock meets the real cloud: its store holds all that was kept, once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from primespark.cli.demo.clients import until
+from primespark.core.settings import Settings
+from primespark.embedded.stack import Stack
+from primespark.store import database, devices
+from tests.integration.edge_agent.test_islanded import alone
+from tests.integration.edge_agent.test_process import running
+
+DEVICE = "edge-1"
+FACTS = text("SELECT stream, seq, epoch, time FROM sync.fact WHERE device_id = :device")
+# Each number of a telemetry fact is one sample; both counts are of one moment.
+SAMPLES = text(
+    "SELECT (SELECT count(*) FROM metrics.sample) AS stored, (SELECT count(*) FROM sync.fact f, jsonb_each(f.value) v"
+    " WHERE f.data_class = 'telemetry' AND jsonb_typeof(v.value) = 'number') AS sent,"
+    " (SELECT count(*) FROM sync.lost) AS lost"
+)
+
+
+@pytest.fixture
+async def cloud(tmp_path: Path) -> AsyncIterator[Stack]:
+    stack = Stack(Settings(), tmp_path / "cloud", only=("postgres", "broker", "cloud"))
+    try:
+        await stack.start()
+        yield stack
+    finally:
+        await stack.stop()
+
+
+@pytest.fixture
+def store(cloud: Stack) -> Iterator[Engine]:
+    engine = database.connect(cloud.store_url, pool_size=1)
+    yield engine
+    engine.dispose()
+
+
+@pytest.mark.parametrize("clock", ["@2012-03-01 12:00:00", "@2043-03-01 12:00:00"])
+async def test_what_was_kept_with_a_wrong_clock_reaches_the_store_once(
+    cloud: Stack, store: Engine, tmp_path: Path, clock: str
+) -> None:
+    home = tmp_path / "device"
+    home.mkdir()
+    kept = {_identity(item): datetime.fromisoformat(item["time"]) for item in alone(home, clock)["waiting"]}
+    streams = {stream for stream, _ in kept}
+    assert {"telemetry", "inference_results"} <= streams
+    assert {time.year for time in kept.values()} == {int(clock[1:5])}
+    with store.begin() as connection:
+        token = devices.create_token(connection, 1, timedelta(hours=1))
+    (home / "edge" / DEVICE / "enrolment.token").write_text(token)
+
+    async def all_and_newer_ones_came() -> bool:
+        came = _facts(store)
+        newer = {stream for (stream, _), (_, time) in came.items() if time.year != int(clock[1:5])}
+        return kept.keys() <= came.keys() and streams <= newer
+
+    with running(home, PRIMESPARK_NETWORK__CLOUD_URL=cloud.endpoints["cloud"]):
+        await until("what was kept to arrive", all_and_newer_ones_came, 60)
+    came = _facts(store)
+    assert {epoch for epoch, _ in came.values()} == {1}
+    assert {identity: came[identity][1] for identity in kept} == kept
+    for stream in streams:
+        numbers = sorted(seq for name, seq in came if name == stream)
+        assert numbers == list(range(1, len(numbers) + 1))
+    with store.connect() as connection:
+        counts = connection.execute(SAMPLES).one()
+    assert counts.lost == 0
+    assert counts.stored == counts.sent > 0
+
+
+def _identity(item: dict[str, Any]) -> tuple[str, int]:
+    return item["stream"], item["seq"]
+
+
+def _facts(store: Engine) -> dict[tuple[str, int], tuple[int, datetime]]:
+    """Epoch and time of each fact of the device in the store; a second one under its stream and number is a fault."""
+    with store.connect() as connection:
+        rows = connection.execute(FACTS, {"device": DEVICE}).all()
+    found = {(row.stream, row.seq): (row.epoch, row.time) for row in rows}
+    assert len(found) == len(rows)
+    return found
