@@ -12,6 +12,7 @@ from rich.table import Table
 
 from primespark.core.paths import home
 from primespark.core.settings import Settings
+from primespark.embedded.probes import PLAIN_HTTP
 from primespark.errors import NotFoundError, PrimeSparkError, UnavailableError
 
 _TIMEOUT_S = 10.0
@@ -83,7 +84,7 @@ def _ask(settings: Settings, method: str, path: str, params: dict[str, int] | No
     try:
         answer = httpx2.request(
             method, f"http://{host}:{edge.port}{path}", params=params, headers={"Authorization": f"Bearer {key}"},
-            timeout=_TIMEOUT_S, trust_env=False,
+            timeout=_TIMEOUT_S, trust_env=False, verify=PLAIN_HTTP,
         )  # fmt: skip
     except httpx2.HTTPError as error:
         raise UnavailableError(
