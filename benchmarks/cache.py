@@ -30,7 +30,7 @@ from edge_agent.cache.redis_tier import RedisTier
 from edge_agent.cache.store import EntryStore
 from edge_agent.cache.tiers import CacheTier
 from edge_agent.cache.values import Stored
-from primespark.core.settings import CachePolicy, MemoryCacheSettings
+from primespark.core.cache_settings import CachePolicy, MemoryCacheSettings
 from primespark.embedded.probes import redis_answers
 from primespark.embedded.valkey import valkey_service
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from edge_agent.cache.policies import EvictingMap, make_map
-from primespark.core.settings import CachePolicy
+from primespark.core.cache_settings import CachePolicy
 
 KEYS = 50_000
 REQUESTS = 300_000

@@ -85,8 +85,7 @@ def build_app(
         lifespan=_lifespan(edge, cache),
         problem_members={"/v1": openai_api.error_members, open_inference.PREFIX: open_inference.error_members},
     )
-    _share(app, edge, device, sight, cache)
-    app.state.dead_letters = DeadLetters(database, device.queue)
+    _share(app, edge, database, device, sight, cache)
     return app
 
 
@@ -149,12 +148,18 @@ def _lifespan(
 
 
 def _share(
-    app: FastAPI, edge: EdgeSettings, device: Device, sight: CaptureParts, cache: EdgeCacheManager | None
+    app: FastAPI,
+    edge: EdgeSettings,
+    database: Database,
+    device: Device,
+    sight: CaptureParts,
+    cache: EdgeCacheManager | None,
 ) -> None:
     """Put what the routes ask for where they find it."""
     app.state.device = device
     app.state.capture_parts = sight
     app.state.example_labels = ExampleLabels(sight.pictures[PictureKind.EXAMPLE], device.queue, edge.capture.images)
+    app.state.dead_letters = DeadLetters(database, device.queue)
     app.state.cache = cache
     app.state.preprocessing = EdgePreprocessingPipeline(
         ImagePreprocessor(edge.inference.max_image_pixels), AudioPreprocessor(edge.inference.max_audio_s)

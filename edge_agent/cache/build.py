@@ -17,7 +17,7 @@ from edge_agent.cache.nas_tier import NasTier
 from edge_agent.cache.redis_tier import RedisTier
 from edge_agent.cache.store import EntryStore
 from edge_agent.cache.tiers import CacheTier
-from primespark.core.settings import EdgeCacheSettings
+from primespark.core.cache_settings import EdgeCacheSettings
 
 _SHARE_OF_MEMORY = 10
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from edge_agent.cache.policies import MAX_USES, EvictingMap, S3FifoMap, make_map
 from edge_agent.cache.tiers import TierFigures
 from edge_agent.cache.values import ENTRY_BYTES, Stored
-from primespark.core.settings import CachePolicy
+from primespark.core.cache_settings import CachePolicy
 
 # One value must not push out a whole working set.
 _LARGEST_SHARE = 8

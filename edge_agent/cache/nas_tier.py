@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edge_agent.cache.disk_tier import DiskTier
 from edge_agent.cache.store import EntryStore
-from primespark.core.settings import CachePolicy
+from primespark.core.cache_settings import CachePolicy
 from primespark.errors import UnavailableError
 
 # Each thread that hangs is lost until the mount answers; the circuit breaker asks rarely enough that four last.

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from primespark.core.settings import CachePolicy
+from primespark.core.cache_settings import CachePolicy
 
 Value = TypeVar("Value")
 

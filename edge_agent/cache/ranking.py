@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 from zlib import crc32
 
-from primespark.core.settings import CachePolicy
+from primespark.core.cache_settings import CachePolicy
 
 _NEVER = 9e18
 _SMALL_SHARE = 10

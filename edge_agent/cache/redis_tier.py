@@ -11,8 +11,8 @@ from zlib import crc32
 
 from edge_agent.cache.tiers import TierFigures
 from edge_agent.cache.values import Stored
+from primespark.core.cache_settings import CachePolicy, MemoryCacheSettings
 from primespark.core.logging import get_logger
-from primespark.core.settings import CachePolicy, MemoryCacheSettings
 from primespark.errors import UnavailableError
 
 if TYPE_CHECKING:

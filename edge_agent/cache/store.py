@@ -23,9 +23,9 @@ from edge_agent.cache.ranking import Ranking, Victim, make_ranking
 from edge_agent.cache.tiers import TierFigures
 from edge_agent.cache.value_files import ValueFiles
 from edge_agent.cache.values import ENTRY_BYTES, MAX_VALUE_BYTES, Stored
+from primespark.core.cache_settings import CachePolicy
 from primespark.core.logging import get_logger
 from primespark.core.paths import private_directory
-from primespark.core.settings import CachePolicy
 from primespark.errors import DeadlineExceededError
 
 INLINE_BYTES = 64 * 1024

@@ -20,7 +20,7 @@ from edge_agent.cache.redis_tier import RedisTier
 from edge_agent.cache.store import EntryStore
 from edge_agent.cache.tiers import Tier
 from edge_agent.cache.values import Stored
-from primespark.core.settings import CachePolicy, MemoryCacheSettings
+from primespark.core.cache_settings import CachePolicy, MemoryCacheSettings
 from tests.valkey import Valkey, running_valkey
 
 LIMIT = 4_000_000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edge_agent.cache.store import EntryStore
 from edge_agent.cache.values import Stored
-from primespark.core.settings import CachePolicy
+from primespark.core.cache_settings import CachePolicy
 
 KEYS = tuple(f"key-{number}" for number in range(40))
 SIZES = (10, 2_000, 70_000, 300_000)

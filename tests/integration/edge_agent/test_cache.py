@@ -23,7 +23,7 @@ from edge_agent.cache.nas_tier import NasTier
 from edge_agent.cache.redis_tier import RedisTier
 from edge_agent.cache.store import EntryStore
 from edge_agent.cache.tiers import CacheTier, TierState
-from primespark.core.settings import CachePolicy, MemoryCacheSettings
+from primespark.core.cache_settings import CachePolicy, MemoryCacheSettings
 from primespark.errors import InvalidInputError
 from tests.integration.edge_agent.device import until
 from tests.valkey import Valkey, running_valkey

@@ -18,7 +18,8 @@ from edge_agent.cache import CacheTier, EdgeCacheManager, build_cache
 from edge_agent.cache.redis_tier import RedisTier
 from edge_agent.cache.values import Stored
 from edge_agent.database import Database
-from primespark.core.settings import CachePolicy, EdgeCacheSettings, MemoryCacheSettings, load_settings
+from primespark.core.cache_settings import CachePolicy, EdgeCacheSettings, MemoryCacheSettings
+from primespark.core.settings import load_settings
 from primespark.errors import ConfigurationError
 from tests.valkey import Valkey, running_valkey
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.cache.policies import EvictingMap, make_map
-from primespark.core.settings import CachePolicy
+from primespark.core.cache_settings import CachePolicy
 
 CAPACITY = 100
 EVER = float("inf")

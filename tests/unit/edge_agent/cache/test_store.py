@@ -11,7 +11,7 @@ import pytest
 
 from edge_agent.cache.store import Attempt, EntryStore
 from edge_agent.cache.values import ENTRY_BYTES, Stored
-from primespark.core.settings import CachePolicy
+from primespark.core.cache_settings import CachePolicy
 from primespark.errors import DeadlineExceededError, UnavailableError
 
 LARGE = b"x" * 70_000
