@@ -102,16 +102,18 @@ def test_a_kill_at_every_step_leaves_the_live_version(
                 30,
             )
             if state == "downloading":
-                wait_until(lambda: any(part.stat().st_size for part in tmp_path.rglob("*.part")))
+                wait_until(lambda: any(part.stat().st_size > 200_000 for part in tmp_path.rglob("*.part")))
         assert serves_without_cloud(tmp_path) == 1, state
 
     # After all that it is brought to its end.
     with killed(tmp_path, gate.url, **AT_ONCE):
         wait_until(lambda: reported(oracle).get("version") == 2, 30)
     assert serves_without_cloud(tmp_path) == 2
-    # What was on the disk at the first kill was not asked for again.
-    (asked,) = (int(text.removeprefix("bytes=").removesuffix("-")) for text in oracle.blob_ranges if text)
-    assert 200_000 < asked <= 400_000
+    # What was on the disk at the first kill was not asked for again. There is a second such request where
+    # the wish for the next version arrives while the rest of this one is on its way.
+    asked = [int(text.removeprefix("bytes=").removesuffix("-")) for text in oracle.blob_ranges if text]
+    assert 200_000 < asked[0] <= 400_000
+    assert asked == sorted(asked)
 
 
 @pytest.mark.prove
