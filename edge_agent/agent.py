@@ -85,7 +85,7 @@ class _Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(loop, name=name) for name, loop in self._loops().items()]
-                await serve(self.app, edge.host, edge.port, on_stop=self.sight.broadcast.close)
+                await serve(self.app, edge.host, edge.port, on_stop=self._end_waits)
                 service_manager.tell("STOPPING=1")
                 for task in tasks:
                     task.cancel()
@@ -97,6 +97,11 @@ class _Agent:
             await asyncio.to_thread(self.service.slots.close)
             await asyncio.to_thread(self.accelerator.close)
             await asyncio.to_thread(self.app.state.preprocessing.close)
+
+    def _end_waits(self) -> None:
+        """Let go who would wait for longer than a stop may take."""
+        self.sight.broadcast.close()
+        self.language.stop()
 
     def _loops(self) -> dict[str, Coroutine[Any, Any, Any]]:
         loops: dict[str, Coroutine[Any, Any, Any]] = {

@@ -13,7 +13,7 @@ from threading import Event
 
 from primespark.core.logging import get_logger
 from primespark.core.settings import LanguageSettings
-from primespark.errors import DeadlineExceededError, IntegrityError, NotFoundError, OverloadedError
+from primespark.errors import DeadlineExceededError, IntegrityError, NotFoundError, OverloadedError, UnavailableError
 from primespark.inference import catalog
 from primespark.inference.llama_engine import ChatMessage, LlamaEngine
 from primespark.inference.predictions import Completion
@@ -46,9 +46,13 @@ class LanguageService:
             return file.stem
         return _FETCHED if catalog.FETCHABLE[_FETCHED].path.exists() else None
 
-    def close(self) -> None:
-        """End the answer under way and release the model."""
+    def stop(self) -> None:
+        """End the answers under way and begin no more; who asked is told."""
         self._closing.set()
+
+    def close(self) -> None:
+        """`stop`, and release the model."""
+        self.stop()
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._engine = None
 
@@ -59,6 +63,7 @@ class LanguageService:
             NotFoundError: Code `unknown_model`: there is no model.
             DeadlineExceededError: It took too long.
             OverloadedError: Code `inference_busy`: too many wait.
+            UnavailableError: Code `stopping`.
             InvalidInputError: The conversation.
         """
         async with contextlib.aclosing(self.stream(messages, max_tokens, temperature)) as answers:
@@ -70,7 +75,7 @@ class LanguageService:
         """The model's next turn in pieces as they come, at last the whole; who stops listening ends it.
 
         Raises:
-            NotFoundError, DeadlineExceededError, OverloadedError, InvalidInputError: As `complete`.
+            PrimeSparkError: As `complete`.
         """
         if self._waiting >= MAX_WAITING:
             raise OverloadedError("too many conversations wait", remedy="ask again later", code="inference_busy")
@@ -85,6 +90,8 @@ class LanguageService:
             return not unwanted.is_set() and not self._closing.is_set() and time.monotonic() < deadline
 
         def answer() -> Completion:
+            if self._closing.is_set():
+                raise _stopping()
             engine = self._loaded()
             limit = min(max_tokens or self._settings.max_answer_tokens, self._settings.max_answer_tokens)
             return engine.complete(messages, max_tokens=limit, temperature=temperature, on_text=on_text)
@@ -96,6 +103,8 @@ class LanguageService:
             while (piece := await pieces.get()) is not None:
                 yield piece
             whole = await answering
+            if self._closing.is_set() and whole["finish_reason"] == "cancelled":
+                raise _stopping()
             if whole["finish_reason"] == "cancelled":
                 raise DeadlineExceededError(
                     f"no whole answer in {self._settings.answer_timeout_s:g} s", remedy="ask for fewer tokens"
@@ -113,6 +122,10 @@ class LanguageService:
             self._engine = LlamaEngine(_file(settings), settings.threads, settings.context_tokens)
             log.info("model_loaded", model=self.model)
         return self._engine
+
+
+def _stopping() -> UnavailableError:
+    return UnavailableError("the device is stopping", remedy="ask again when it is up", code="stopping")
 
 
 def _file(settings: LanguageSettings) -> Path:

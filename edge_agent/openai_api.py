@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from edge_agent.api import Device, Here, Operator, Viewer
@@ -19,6 +21,8 @@ from primespark.core.web import read_model
 from primespark.errors import NotFoundError, PrimeSparkError
 from primespark.inference.llama_engine import ChatMessage
 from primespark.inference.predictions import Completion
+
+Answer = TypeVar("Answer")
 
 router = APIRouter(prefix="/v1")
 _MAX_MESSAGES = 1000
@@ -83,11 +87,39 @@ async def complete(request: Request, here: Here, _: Operator) -> Response:
         raise NotFoundError(f"no language model {asked.model!r}", remedy=f"there is {there_is}", code="unknown_model")
     if not asked.stream:
         limit = asked.max_completion_tokens or asked.max_tokens
-        return JSONResponse(_whole(asked, await here.language.complete(_messages(asked), limit, asked.temperature)))
+        answer = await _while_wanted(request, here.language.complete(_messages(asked), limit, asked.temperature))
+        return JSONResponse(_whole(asked, answer))
     pieces = _stream(here, asked)
     # The first piece before the head, so that what cannot be answered gets its own status.
-    first = await anext(pieces)
+    first = await _while_wanted(request, _next(pieces))
     return StreamingResponse(_joined(first, pieces), media_type="text/event-stream")
+
+
+async def _while_wanted(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """What `work` answers; it is ended when the client hangs up, which nobody else looks for before an answer's head.
+
+    Raises:
+        ClientDisconnect: The client has hung up.
+    """
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.wait({working, leaving})
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _next(pieces: AsyncIterator[str]) -> str:
+    return await anext(pieces)
 
 
 def error_members(problem: Mapping[str, Any]) -> dict[str, Any]:

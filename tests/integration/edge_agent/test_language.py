@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from primespark.errors import (
     InvalidInputError,
     NotFoundError,
     OverloadedError,
+    UnavailableError,
 )
 from primespark.inference.llama_engine import ChatMessage, LlamaEngine
 from tests.helpers import wait_until
@@ -234,6 +236,59 @@ def test_a_client_that_hangs_up_does_not_hold_the_model(device: openai.OpenAI) -
         stream.close()
     found = create(device, model="smollm2", messages=PARIS, max_tokens=2, timeout=30)
     assert found.usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_that_hang_up_before_their_answer_begins_do_not_hold_the_model(
+    device: openai.OpenAI, stream: bool
+) -> None:
+    body = json.dumps({"model": "smollm2", "messages": STORY, "max_tokens": 400, "stream": stream}).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: edge\r\nAuthorization: Bearer {device.api_key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    clients = []
+
+    def is_full() -> bool:
+        clients.append(socket.create_connection((device.base_url.host, device.base_url.port)))
+        clients[-1].sendall(head + body)
+        return is_busy(device)
+
+    wait_until(is_full, 30)
+    for client in clients:
+        client.close()
+    began = time.monotonic()
+    wait_until(lambda: not is_busy(device), 30)
+    found = create(device, model="smollm2", messages=PARIS, max_tokens=2, timeout=30)
+    assert found.usage.completion_tokens == 2
+    # Whole, the stories would take a minute and more.
+    assert time.monotonic() - began < 30
+
+
+def is_busy(device: openai.OpenAI) -> bool:
+    """Whether as many conversations wait as may."""
+    try:
+        create(device, model="smollm2", messages=PARIS, max_tokens=1, timeout=0.2)
+    except openai.RateLimitError:
+        return True
+    except openai.APITimeoutError:
+        pass
+    return False
+
+
+async def test_a_device_that_stops_says_so_to_who_waits(service: LanguageService) -> None:
+    pieces = service.stream(STORY, 400, 0)
+    assert isinstance(await anext(pieces), str)
+    waiting = asyncio.create_task(service.complete(PARIS, 400, 0))
+    await asyncio.sleep(0)
+    service.stop()
+    async with asyncio.timeout(30):
+        with pytest.raises(UnavailableError) as told:
+            async for _ in pieces:
+                pass
+        with pytest.raises(UnavailableError) as told_too:
+            await waiting
+    assert told.value.code == told_too.value.code == "stopping"
 
 
 @pytest.mark.parametrize(
