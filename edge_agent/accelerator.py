@@ -41,6 +41,7 @@ class Accelerator:
         self._settings = settings
         self._device = HailoDevice(settings.accelerator.system_root)
         self._load = ProcessorLoad()
+        self._refusal: str | None = None
         self.health = HailoHealth(self._device)
 
     @property
@@ -56,8 +57,12 @@ class Accelerator:
             _, architecture = self._device.open()
             version = str(load_vendor().__version__)
         except PrimeSparkError as error:
-            log.warning("accelerator_not_used", code=error.code, cause=error.message[:200])
+            # Asked again and again; told once.
+            if error.code != self._refusal:
+                log.warning("accelerator_not_used", code=error.code, cause=error.message[:200])
+            self._refusal = error.code
             return None
+        self._refusal = None
         # A Hailo-8 runs what was compiled for the smaller one, too.
         smaller = ("hailo8l",) if architecture == "hailo8" else ()
         return Runtime("hef", (architecture, *smaller), version)

@@ -13,7 +13,8 @@ from edge_agent.documents import TWIN, Documents
 from edge_agent.gate_client import GateClient
 from edge_agent.slots.download import BlobFolder
 from edge_agent.slots.in_service import Slots
-from edge_agent.slots.slot import ModelSlot, Shelf
+from edge_agent.slots.shelf import Shelf
+from edge_agent.slots.slot import ModelSlot
 from edge_agent.slots.stages import Verified
 from edge_agent.slots.state import MODEL_NAME, Pointer, SlotState, StateFiles
 from primespark.core.logging import get_logger

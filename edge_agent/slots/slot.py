@@ -5,27 +5,24 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from prometheus_client import Counter
 
 from edge_agent.backoff import Backoff
 from edge_agent.slots import stages
-from edge_agent.slots.download import BlobFolder, BlobSource
-from edge_agent.slots.in_service import Slots
 from edge_agent.slots.phases import State
+from edge_agent.slots.shelf import Shelf
 from edge_agent.slots.stages import BlobRefusedError, TakenBackError, Verified
-from edge_agent.slots.state import Attempt, Pointer, Refusal, SlotState, StateFiles
+from edge_agent.slots.state import Attempt, Pointer, Refusal, SlotState
 from edge_agent.slots.threads import in_thread
 from edge_agent.slots.trial import try_version
 from primespark.core.clock import to_rfc3339
 from primespark.core.logging import get_logger
 from primespark.core.manifests import Manifest
-from primespark.core.settings import EdgeSettings
-from primespark.core.variants import Runtime
 from primespark.errors import IntegrityError, PermanentError, PrimeSparkError, TransientError, UnavailableError
-from primespark.inference.models import DETECTOR, Model, ServedModel
+from primespark.inference.models import DETECTOR, ServedModel
 
 _RETRY_BASE_S = 0.5
 _RETRY_MAX_S = 30.0
@@ -39,39 +36,6 @@ ROLLOUTS = Counter(
 ROLLOUTS.labels("live")
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Shelf:
-    """What all slots of a device share.
-
-    Attributes:
-        slots: Models in service.
-        blobs: Files of models.
-        files: What is kept of each.
-        source: Where blobs come from now; None without a cloud.
-        trusted: Keys that may sign now.
-        is_idle: Whether no inference waits.
-        report: Writes `reported.models.<name>`.
-        tidy: Removes blobs that no slot needs.
-        chip: What the accelerator runs; None without one.
-        serve: A version as it is served, from its model on the processor.
-        settings: Of the device.
-        one_trial: Held by the only version that is tried.
-    """
-
-    slots: Slots
-    blobs: BlobFolder
-    files: StateFiles
-    source: Callable[[], BlobSource | None]
-    trusted: Callable[[], dict[str, bytes]]
-    is_idle: Callable[[], bool]
-    report: Callable[[str, dict[str, Any]], Awaitable[None]]
-    tidy: Callable[[], None]
-    chip: Callable[[], Runtime | None]
-    serve: Callable[[Verified, ServedModel], Model]
-    settings: EdgeSettings
-    one_trial: asyncio.Lock
 
 
 class ModelSlot:
@@ -89,6 +53,7 @@ class ModelSlot:
         self.pointer: Pointer | None = None
         self.has_failed = False
         self._shelf = shelf
+        self._served: Verified | None = None
         self._on_its_way: State | None = None
         self._error: str | None = None
         self._backoff = Backoff(_RETRY_BASE_S, _RETRY_MAX_S)
@@ -127,15 +92,16 @@ class ModelSlot:
             # Whatever a library raises about one file must not keep the other models from serving.
             log.exception("model_not_restored", model=self.name)
         else:
-            self._shelf.slots.put(self._shelf.serve(verified, model))
+            self._serve(verified, model)
             log.info("model_serves", model=self.name, version=model.version, digest=model.digest)
 
     async def follow(self, pointer: Pointer) -> None:
-        """Bring the version that is desired into service; ends when it is live or refused."""
+        """Bring the version that is desired into service, then what serves onto an accelerator that comes up late."""
         self.pointer, self.has_failed = pointer, False
-        while not await self._step(pointer):
-            await self._backoff.pause()
-        self._backoff.succeeded()
+        for work in (self._settle, self._accelerate):
+            while not await self._step(work, pointer):
+                await self._backoff.pause()
+            self._backoff.succeeded()
 
     async def reject(self, code: str) -> None:
         """Say why what is desired cannot be followed; what serves goes on."""
@@ -158,10 +124,10 @@ class ModelSlot:
         """Say again what was said last."""
         await self._tell(self._on_its_way, self._error)
 
-    async def _step(self, pointer: Pointer) -> bool:
+    async def _step(self, work: Callable[[Pointer], Awaitable[None]], pointer: Pointer) -> bool:
         """Whether all is done that can be done for a pointer."""
         try:
-            await self._settle(pointer)
+            await work(pointer)
         except (TransientError, OSError) as error:
             log.warning("deployment_waits", model=self.name, cause=str(error))
             return False
@@ -252,13 +218,31 @@ class ModelSlot:
             SlotState(manifest=pointer.manifest, artifact=artifact, accelerated=accelerated, highest_counter=counter)
         )
         before = self._shelf.slots.get(self.name)
-        self._shelf.slots.put(self._shelf.serve(verified, model))
+        self._serve(verified, model)
         if before is not None:
             # The chip is free for the new version then; who has taken the old one is answered by the processor.
             await in_thread(before.model.retire)
         self._shelf.tidy()
         ROLLOUTS.labels("live").inc()
         log.info("model_serves", model=self.name, version=model.version, digest=model.digest)
+
+    def _serve(self, verified: Verified, model: ServedModel, since: datetime | None = None) -> None:
+        self._served = verified
+        self._shelf.slots.put(self._shelf.serve(verified, model), since)
+
+    async def _accelerate(self, pointer: Pointer) -> None:
+        """Once an accelerator answers, let it serve the version that serves on the processor alone."""
+        served, live = self._served, self._shelf.slots.get(self.name)
+        if served is None or live is None or served.accelerated is not None:
+            return
+        offered = (*pointer.artifacts, *self.state.blobs())
+        found = await stages.bring_accelerated(
+            served, offered, self._shelf.blobs, self._shelf.source, self._shelf.chip, self._backoff
+        )
+        if found is not None and found.accelerated is not None:
+            await self._save(self.state.changed(accelerated=found.accelerated.sha256))
+            # The processor's variant goes on answering until the accelerator's has proven itself.
+            self._serve(found, live.model.current, live.since)
 
     async def _refuse(self, pointer: Pointer, error: PermanentError) -> None:
         log.error("model_refused", model=self.name, version=pointer.version, code=error.code, cause=error.message)

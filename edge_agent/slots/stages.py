@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
 
 from edge_agent.accelerator import SERVED_TYPES
+from edge_agent.backoff import Backoff
 from edge_agent.bundled_models import batching_of
 from edge_agent.slots.candidate import Candidate
 from edge_agent.slots.download import BlobFolder, BlobSource
@@ -140,16 +141,50 @@ async def bring(
     await fetch(blobs, manifest_sha256, source)
     manifest = check(await asyncio.to_thread(blobs.path(manifest_sha256).read_bytes))
     # Asking the chip opens it: only for a version that has something for it.
-    has_hef = any(variant.format == "hef" for variant in manifest.variants)
-    variant, accelerated = choose_variants(manifest, artifacts, await in_thread(chip) if has_hef else None)
-    for wanted in filter(None, (variant, accelerated)):
-        if wanted.size_bytes > MAX_MODEL_BYTES:
-            raise IntegrityError(
-                f"a file of {wanted.size_bytes} bytes, limit {MAX_MODEL_BYTES}", code="model_too_large"
-            )
-        await fetch(blobs, wanted.sha256, source, wanted.size_bytes)
-    hef = blobs.path(accelerated.sha256) if accelerated is not None else None
-    return Verified(manifest, variant, blobs.path(variant.sha256), accelerated, hef)
+    runtime = await in_thread(chip) if _is_for_accelerator(manifest, artifacts) else None
+    variant, accelerated = choose_variants(manifest, artifacts, runtime)
+    file = await _fetch_variant(blobs, variant, source)
+    hef = await _fetch_variant(blobs, accelerated, source) if accelerated is not None else None
+    return Verified(manifest, variant, file, accelerated, hef)
+
+
+async def bring_accelerated(
+    served: Verified,
+    artifacts: tuple[str, ...],
+    blobs: BlobFolder,
+    source: Callable[[], BlobSource | None],
+    chip: Callable[[], Runtime | None],
+    pauses: Backoff,
+) -> Verified | None:
+    """A version that serves, with its file for the accelerator, once one answers; None where none of its files fits.
+
+    Raises:
+        UnavailableError: The file cannot be had now.
+    """
+    if not _is_for_accelerator(served.manifest, artifacts):
+        return None
+    while (runtime := await in_thread(chip)) is None:
+        await pauses.pause()
+    pauses.succeeded()
+    try:
+        _, accelerated = choose_variants(served.manifest, artifacts, runtime)
+        hef = await _fetch_variant(blobs, accelerated, source()) if accelerated is not None else None
+    except IntegrityError as error:
+        log.error("accelerator_not_used", model=served.manifest.name, code=error.code, cause=error.message[:200])
+        return None
+    return replace(served, accelerated=accelerated, hef=hef)
+
+
+def _is_for_accelerator(manifest: Manifest, artifacts: tuple[str, ...]) -> bool:
+    is_served = manifest.model_type in SERVED_TYPES
+    return is_served and any(one.format == "hef" and one.sha256 in artifacts for one in manifest.variants)
+
+
+async def _fetch_variant(blobs: BlobFolder, wanted: Variant, source: BlobSource | None) -> Path:
+    if wanted.size_bytes > MAX_MODEL_BYTES:
+        raise IntegrityError(f"a file of {wanted.size_bytes} bytes, limit {MAX_MODEL_BYTES}", code="model_too_large")
+    await fetch(blobs, wanted.sha256, source, wanted.size_bytes)
+    return blobs.path(wanted.sha256)
 
 
 def load(verified: Verified, inference: InferenceSettings) -> ServedModel:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Iterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -154,6 +156,87 @@ async def test_both_files_are_served_again_after_a_start_without_the_cloud(
         await until(lambda: runs_on(device, 1) == "hailo8", 30)
     async with running_device(tmp_path / "device", "http://127.0.0.1:9", inference=settings) as device:
         await until(lambda: runs_on(device, 1) == "hailo8", 30)
+
+
+@contextlib.asynccontextmanager
+async def asked_all_the_time(device: Device, settings: InferenceSettings) -> AsyncIterator[list[str]]:
+    """Which processor answered somebody who asks again as soon as there is an answer."""
+    answers: list[str] = []
+
+    async def asking() -> None:
+        while True:
+            answers.append((await ask(device, settings)).device)
+
+    task = asyncio.create_task(asking())
+    try:
+        yield answers
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_accelerator_that_comes_up_later_takes_the_version_over_and_no_request_fails(
+    gate: RunningGate, oracle: GateOracle, machine: Machine, tmp_path: Path
+) -> None:
+    settings, folder = inference(machine), tmp_path / "device"
+    machine.unplug()
+    want(oracle, 1)
+    accelerated = folder / "models" / "blobs" / sha256_hex(hef(by_score=False))
+    async with running_device(folder, gate.url, inference=settings) as device:
+        await until(lambda: runs_on(device, 1) == "cpu", 30)
+        first = device.slots.get("colours")
+        assert first is not None
+        assert not accelerated.exists()
+        async with asked_all_the_time(device, settings) as answers:
+            await until(lambda: answers, 30)
+            # It is there, but does not answer yet; then the link breaks in the middle of its file.
+            machine.kill()
+            machine.plug_in()
+            count = len(answers)
+            await until(lambda: len(answers) > count + 3, 30)
+            oracle.blob_cuts.append(100)
+            machine.revive()
+            await until(lambda: "hailo8" in answers, 60)
+        second = device.slots.get("colours")
+        assert second is not None
+        assert second.since == first.since
+        assert not oracle.blob_cuts
+    # It stays on the disk whatever is desired next.
+    assert json.loads((folder / "models" / "colours.json").read_bytes())["accelerated"] == accelerated.name
+    oracle.keys.clear()
+    async with running_device(folder, "http://127.0.0.1:9", inference=settings) as device:
+        await until(lambda: runs_on(device, 1) == "hailo8", 30)
+
+
+async def test_an_accelerator_that_comes_up_after_a_start_without_the_cloud_serves_what_is_here(
+    gate: RunningGate, oracle: GateOracle, machine: Machine, tmp_path: Path
+) -> None:
+    settings, folder = inference(machine), tmp_path / "device"
+    want(oracle, 1)
+    async with running_device(folder, gate.url, inference=settings) as device:
+        await until(lambda: runs_on(device, 1) == "hailo8", 30)
+    machine.unplug()
+    async with running_device(folder, "http://127.0.0.1:9", inference=settings) as device:
+        await until(lambda: runs_on(device, 1) == "cpu", 30)
+        machine.plug_in()
+        await until(lambda: runs_on(device, 1) == "hailo8", 60)
+
+
+async def test_a_version_may_follow_while_the_accelerator_is_waited_for(
+    gate: RunningGate, oracle: GateOracle, machine: Machine, tmp_path: Path
+) -> None:
+    settings = inference(machine)
+    machine.unplug()
+    want(oracle, 1)
+    async with running_device(tmp_path / "device", gate.url, inference=settings) as device:
+        await until(lambda: runs_on(device, 1) == "cpu", 30)
+        want(oracle, 2)
+        await until(lambda: runs_on(device, 2) == "cpu", 30)
+        machine.plug_in()
+        await until(lambda: runs_on(device, 2) == "hailo8", 60)
+        desire(oracle, {"colours": None})
+        await until(lambda: device.slots.get("colours") is None)
 
 
 async def test_a_file_for_another_chip_is_left_alone(
