@@ -24,7 +24,7 @@ _VERSION = 1
 # The answer to it is of no interest; that there is one is.
 _NOTHING_TO_SEE = np.zeros((64, 64, 3), dtype=np.uint8)
 # What a HEF answers is read for these types (`primespark.inference.hailo_models`).
-SERVED_TYPES = frozenset({ModelType.OBJECT_DETECTION, ModelType.CLASSIFICATION})
+SERVED_TYPES = frozenset({ModelType.OBJECT_DETECTION, ModelType.CLASSIFICATION, ModelType.POSE})
 
 
 class Accelerator:

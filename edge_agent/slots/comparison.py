@@ -4,7 +4,8 @@
 |---|---|
 | classification | 1 where the first labels are the same, else 0 |
 | object_detection | F1 of boxes of one label that overlap by half or more (greedy, the largest overlap first) |
-| pose | share of the key points, sure in either, that lie within a tenth of the larger body's size |
+| pose | of each body and the one of the other answer that is most like it, on average: share of the key points, sure in
+  either, that lie within a tenth of the larger body's size; of the ten surest bodies |
 | segmentation | overlap of the masks |
 | audio | overlap of the seconds that are speech |
 | tabular | share of the rows with the same label, or with values within 5 % |
@@ -24,6 +25,7 @@ from primespark.inference.predictions import Prediction
 Predictions = Sequence[Prediction]
 
 _LEAST_OVERLAP = 0.5
+_MAX_BODIES = 10
 _SURE_POINT = 0.3
 _POINT_TOLERANCE = 0.1
 _VALUE_TOLERANCE = 0.05
@@ -71,8 +73,13 @@ def _box_overlaps(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDA
     return overlaps
 
 
-def _near_points(live: Predictions, candidate: Predictions) -> float:
-    ours, theirs = ({point["name"]: point for point in poses[0]["keypoints"]} for poses in (live, candidate))
+def _alike_bodies(live: Predictions, candidate: Predictions) -> float:
+    alike = np.array([[_near_points(one, other) for other in candidate[:_MAX_BODIES]] for one in live[:_MAX_BODIES]])
+    return float(np.concatenate((alike.max(axis=0), alike.max(axis=1))).mean())
+
+
+def _near_points(one_body: Prediction, other_body: Prediction) -> float:
+    ours, theirs = ({point["name"]: point for point in body["keypoints"]} for body in (one_body, other_body))
     sure = [
         (ours[name], theirs[name])
         for name in sorted(ours.keys() & theirs.keys())
@@ -132,7 +139,7 @@ def _ratio(common: float, union: float) -> float:
 _MEASURES: dict[ModelType, Callable[[Predictions, Predictions], float]] = {
     ModelType.CLASSIFICATION: _same_first_label,
     ModelType.OBJECT_DETECTION: _matched_boxes,
-    ModelType.POSE: _near_points,
+    ModelType.POSE: _alike_bodies,
     ModelType.SEGMENTATION: _mask_overlap,
     ModelType.AUDIO: _speech_overlap,
     ModelType.TABULAR: _same_rows,

@@ -12,14 +12,24 @@ from rich.markup import escape
 from rich.table import Table
 
 from primespark.errors import PrimeSparkError
+from primespark.inference.catalog import ModelType
 from primespark.inference.hailo_catalog import MAX_FILES, VendorModel, find_hefs
 from primespark.inference.hailo_device import identify
 from primespark.inference.hailo_hef import runs_on
 
-_OFFER = (
-    "a detector serves where edge.inference.accelerator.detector is its path;\n"
-    "the names of its classes, unless they are COCO's 80, are a file in edge.inference.accelerator.labels"
-)
+_BESIDE_ONNX = "it serves as the HEF of a deployed version, beside the ONNX file of the same network"
+_OFFERS = {
+    ModelType.OBJECT_DETECTION: (
+        "a detector serves where edge.inference.accelerator.detector is its path;\n"
+        "the names of its classes, unless they are COCO's 80, are a file in edge.inference.accelerator.labels"
+    ),
+    ModelType.CLASSIFICATION: (
+        "what gives one vector for an image may be a classifier: whether its values are classes only its maker knows;\n"
+        + _BESIDE_ONNX
+    ),
+    ModelType.POSE: f"a model of poses answers all people in an image;\n{_BESIDE_ONNX}",
+}
+_LABELS = {ModelType.POSE: "points"}
 
 
 def list_hefs(folder: Path, as_json: bool, root: Path = Path("/")) -> None:
@@ -33,8 +43,9 @@ def list_hefs(folder: Path, as_json: bool, root: Path = Path("/")) -> None:
         return
     if models:
         Console().print(_table(folder, models, chip))
-        if any(model.model_type and _runs_here(model, chip) is not False for model in models):
-            typer.echo(_OFFER)
+        usable = {model.model_type for model in models if _runs_here(model, chip) is not False}
+        for offer in (offer for model_type, offer in _OFFERS.items() if model_type in usable):
+            typer.echo(offer)
     else:
         typer.echo(f"no HEF in {folder}\n  try: sudo apt install hailo-models, or --folder PATH")
     typer.echo(f"the chip here is a {chip}" if chip else f"which chip is here is not known: {cause}")
@@ -54,7 +65,7 @@ def _item(model: VendorModel, chip: str | None) -> dict[str, Any]:
         "name": model.path.stem, "path": str(model.path), "size_bytes": model.size_bytes,
         "sha256": model.sha256 or None, "architecture": model.architecture or None,
         "compiler": model.compiler or None, "network": model.network or None, "runs_on": list(model.chips),
-        "runs_here": _runs_here(model, chip), "model_type": model.model_type, "classes": model.classes,
+        "runs_here": _runs_here(model, chip), "model_type": model.model_type, "labels": model.labels,
         "problem": model.problem or None,
     }  # fmt: skip
 
@@ -74,12 +85,17 @@ def _table(folder: Path, models: tuple[VendorModel, ...], chip: str | None) -> T
         if model.problem:
             table.add_row(_shown(model.path.name), _shown(model.problem), "nothing", "", "no", _megabytes(model), "")
             continue
-        serves = f"{model.model_type}, {model.classes} classes" if model.model_type else "unknown"
         table.add_row(
-            _shown(model.path.name), _shown(model.network), serves, model.architecture,
+            _shown(model.path.name), _shown(model.network), _serves(model), model.architecture,
             words[_runs_here(model, chip)], _megabytes(model), model.sha256[:16],
         )  # fmt: skip
     return table
+
+
+def _serves(model: VendorModel) -> str:
+    if model.model_type is None:
+        return "unknown"
+    return f"{model.model_type}, {model.labels} {_LABELS.get(model.model_type, 'classes')}"
 
 
 def _shown(text: str) -> str:

@@ -27,11 +27,15 @@ Box = tuple[float, ...]
 
 
 class Candidate(NamedTuple):
-    """One class seen in one place; the box is y_min, x_min, y_max, x_max."""
+    """One class seen in one place; the box is y_min, x_min, y_max, x_max.
+
+    Where more than a box is told of it, `place` says where in the model's output.
+    """
 
     score: float
     column: int
     box: Box
+    place: int = 0
 
 
 class SsdDetector:

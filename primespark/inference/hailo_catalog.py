@@ -10,7 +10,9 @@ from pathlib import Path
 
 from primespark.errors import IntegrityError
 from primespark.inference.catalog import ModelType
-from primespark.inference.hailo_hef import read_header, read_network, runs_on
+from primespark.inference.hailo_classification import is_classifier
+from primespark.inference.hailo_hef import HefNetwork, read_header, read_network, runs_on
+from primespark.inference.hailo_pose import count_points, find_heads
 
 MAX_FILES = 200
 MAX_FILE_BYTES = 1024**3
@@ -28,8 +30,10 @@ class VendorModel:
         architecture: What it is compiled for.
         compiler: Version of the compiler; empty when it does not say.
         network: Name of its network, of several joined by commas; empty when it does not say.
-        model_type: What it can serve, where the file tells: a network that ends in one suppression is a detector.
-        classes: Of a detector, how many labels it needs.
+        model_type: What it can be offered as, by its form: a detector, which ends in one suppression; a model of poses,
+            which ends in the heads of YOLOv8-pose; a classifier, with one vector for an image. What the values of a
+            vector mean is not in the file.
+        labels: How many it needs of its classes or points.
         problem: Why it cannot be used; empty when it can.
     """
 
@@ -40,7 +44,7 @@ class VendorModel:
     compiler: str = ""
     network: str = ""
     model_type: ModelType | None = None
-    classes: int | None = None
+    labels: int | None = None
     problem: str = ""
 
     @property
@@ -82,7 +86,21 @@ def _described(path: Path, size: int) -> VendorModel:
         return VendorModel(path, size, problem=error.message)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return VendorModel(
-        path, size, digest, header.architecture, header.compiler, ", ".join(network.names),
-        ModelType.OBJECT_DETECTION if network.box_classes else None, network.box_classes,
-    )  # fmt: skip
+    model_type, labels = offered_as(network) or (None, None)
+    names = ", ".join(network.names)
+    return VendorModel(path, size, digest, header.architecture, header.compiler, names, model_type, labels)
+
+
+def offered_as(network: HefNetwork) -> tuple[ModelType, int] | None:
+    """The type of model a network can be, with how many labels; None where it is none of those read here."""
+    if network.box_classes:
+        return ModelType.OBJECT_DETECTION, network.box_classes
+    if network.shapes is None:
+        return None
+    takes, gives = network.shapes.takes, network.shapes.gives
+    heads = find_heads(takes, gives)
+    if heads is not None:
+        return ModelType.POSE, count_points(heads, gives)
+    if is_classifier(takes, gives):
+        return ModelType.CLASSIFICATION, max(gives[0])
+    return None

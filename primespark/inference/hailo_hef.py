@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from primespark.errors import IntegrityError
+from primespark.inference.hailo_layers import EdgeShapes, edge_shapes
 from primespark.inference.protobuf import DamagedMessageError, Message
 
 _MAGIC = 0x01484546
@@ -32,6 +33,8 @@ _NAMES = ((1, 1), (7, 1, 1, 1), (10,), (8, 4, 1, 1))
 _OPERATIONS = 8
 # Of an operation: its outputs, and what it does when that is non-maximum suppression on the host.
 _OUTPUTS, _SUPPRESSION = 3, 5
+# Of an operation on values: 1 where it is softmax, else it looks for the largest one.
+_ON_VALUES, _KIND, _SOFTMAX = 6, 1, 1
 _SHAPE_OF_BOXES, _CLASSES_OF_SHAPE = 7, 1
 _CLASSES, _DECODES_ONLY, _WITH_MASKS = 4, 13, 11
 
@@ -58,10 +61,13 @@ class HefNetwork:
     Attributes:
         names: Of each network; HailoRT takes a HEF of several only with the name of one.
         box_classes: Classes of the boxes, where the one network ends in one suppression on the host, without masks.
+        shapes: What the one network takes and gives, where the host does no more to it than softmax; None where it is
+            not told.
     """
 
     names: tuple[str, ...]
     box_classes: int | None
+    shapes: EdgeShapes | None = None
 
 
 def read_header(path: Path) -> HefHeader:
@@ -121,9 +127,14 @@ def _header(hef: Message) -> HefHeader:
 
 
 def _network(hef: Message) -> HefNetwork:
-    networks = [value for number, value in hef.fields() if number == _NETWORKS and isinstance(value, Message)]
-    classes = _box_classes(networks[0]) if len(networks) == 1 else None
-    return HefNetwork(tuple(_name(network) for network in networks), classes)
+    networks = list(hef.messages(_NETWORKS))
+    names = tuple(_name(network) for network in networks)
+    if len(networks) != 1:
+        return HefNetwork(names, None)
+    (network,) = networks
+    operations = list(network.messages(_OPERATIONS))
+    shapes = edge_shapes(network) if all(_keeps_shape(one) for one in operations) else None
+    return HefNetwork(names, _box_classes(operations), shapes)
 
 
 def _name(network: Message) -> str:
@@ -131,8 +142,13 @@ def _name(network: Message) -> str:
     return next((text for one in found if one is not None and (text := one.text(_MAX_TEXT_BYTES))), "")
 
 
-def _box_classes(network: Message) -> int | None:
-    operations = [value for number, value in network.fields() if number == _OPERATIONS and isinstance(value, Message)]
+def _keeps_shape(operation: Message) -> bool:
+    on_values = operation.message(_ON_VALUES)
+    is_softmax = on_values is None or on_values.integer(_KIND) == _SOFTMAX
+    return is_softmax and operation.message(_SUPPRESSION) is None
+
+
+def _box_classes(operations: Sequence[Message]) -> int | None:
     suppressions = [(one, found) for one in operations if (found := one.message(_SUPPRESSION)) is not None]
     if len(suppressions) != 1:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from primespark.core.identifiers import sha256_hex
@@ -12,9 +13,21 @@ from primespark.inference.hailo_classification import HailoClassifier
 from primespark.inference.hailo_detection import HailoDetector
 from primespark.inference.hailo_device import HailoDevice
 from primespark.inference.hailo_engine import HailoInferenceEngine
+from primespark.inference.hailo_pose import HailoPose
 from primespark.inference.models import Answer, ServedModel
 
 _MAX_LABELS_BYTES = 1024 * 1024
+
+
+def _classifier(engine: HailoInferenceEngine, labels: tuple[str, ...], _: float) -> Answer:
+    return HailoClassifier(engine, labels)
+
+
+READERS: dict[ModelType, Callable[[HailoInferenceEngine, tuple[str, ...], float], Answer]] = {
+    ModelType.OBJECT_DETECTION: HailoDetector,
+    ModelType.CLASSIFICATION: _classifier,
+    ModelType.POSE: HailoPose,
+}
 
 
 def load_hef(
@@ -34,21 +47,18 @@ def load_hef(
         path: Of the HEF; a detector's ends in non-maximum suppression.
         device: The process's accelerator.
         name: Of the model.
-        model_type: Object detection or classification.
+        model_type: One of `READERS`.
         version: Of the model.
-        labels: Name of each class id.
-        minimum_score: Objects below it are not answered.
+        labels: Name of each class id; of poses, of each point.
+        minimum_score: Objects and bodies below it are not answered.
         timeout_s: Seconds a run may take.
 
     Raises:
-        PrimeSparkError: As `HailoInferenceEngine`, and `HailoDetector` or `HailoClassifier`.
+        PrimeSparkError: As `HailoInferenceEngine`, and the type's reader.
     """
     engine = HailoInferenceEngine(path, device, timeout_s=timeout_s)
     try:
-        if model_type is ModelType.CLASSIFICATION:
-            answer: Answer = HailoClassifier(engine, labels)
-        else:
-            answer = HailoDetector(engine, labels, minimum_score)
+        answer = READERS[model_type](engine, labels, minimum_score)
         digest = sha256_hex(path.read_bytes())
     except (IntegrityError, OSError):
         engine.close()

@@ -26,6 +26,7 @@ from primespark.inference.segmentation import SelfieSegmenter
 from primespark.inference.speech import SpeechDetector
 from primespark.inference.tabular import TableClassifier, TableRegressor
 from primespark.inference.yolo import YoloDetector
+from primespark.inference.yolo_pose import YoloPose
 
 DETECTOR = "coco-ssd"
 BUNDLED_VERSION = 1
@@ -133,7 +134,7 @@ class ServedModel:
 
     Attributes:
         digest: SHA-256 of the model's file.
-        labels: Names of the classes it answers, ordered by class id.
+        labels: Names of the classes it answers, ordered by class id; of poses, of the points.
         answer: From an input to predictions.
     """
 
@@ -280,6 +281,10 @@ def _deployed_detector(engine: InferenceEngine, labels: tuple[str, ...], minimum
     return YoloDetector(engine, labels, minimum_score)
 
 
+def _deployed_pose(engine: InferenceEngine, labels: tuple[str, ...], minimum_score: float) -> Answer:
+    return YoloPose(engine, labels, minimum_score)
+
+
 def _deployed_table_model(engine: InferenceEngine, labels: tuple[str, ...], _: float) -> Answer:
     return TableClassifier(engine, labels) if labels else TableRegressor(engine)
 
@@ -294,5 +299,6 @@ _BUNDLED: dict[str, Callable[[InferenceEngine, float], tuple[tuple[str, ...], An
 _DEPLOYED: dict[str, Callable[[InferenceEngine, tuple[str, ...], float], Answer]] = {
     ModelType.CLASSIFICATION: _deployed_classifier,
     ModelType.OBJECT_DETECTION: _deployed_detector,
+    ModelType.POSE: _deployed_pose,
     ModelType.TABULAR: _deployed_table_model,
 }

@@ -48,7 +48,7 @@ class Keypoint(TypedDict):
 
 
 class Pose(TypedDict):
-    """A body; its score is the mean of its points' scores."""
+    """A body; its score is the network's, and the mean of its points' where the network gives none."""
 
     keypoints: list[Keypoint]
     score: float

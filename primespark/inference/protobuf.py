@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
@@ -66,6 +66,10 @@ class Message:
             yield number, Message(self.descriptor, at, at + length, self.budget)
             at += length
 
+    def messages(self, number: int) -> Iterator[Message]:
+        """All messages of a number, in order."""
+        return (value for found, value in self.fields() if found == number and isinstance(value, Message))
+
     def first(self, number: int) -> int | Message | None:
         """The first field of a number; fields behind it are not looked at."""
         return next((value for found, value in self.fields() if found == number), None)
@@ -95,3 +99,8 @@ class Message:
             if byte < 0x80:
                 return value, at + index + 1
         raise DamagedMessageError("a number without an end")
+
+
+def with_own_budget(message: Message) -> Message:
+    """The same message, of which as many fields can be looked at as of a whole file."""
+    return replace(message, budget=_Budget())

@@ -77,8 +77,8 @@ def yolo_candidates(output: NDArray[np.float32], minimum_score: float) -> list[C
     columns = scores[:, places].argmax(axis=0).tolist()
     x, y, width, height = output[:_BOX_NUMBERS, places].astype(np.float64)
     boxes = np.stack((y - height / 2, x - width / 2, y + height / 2, x + width / 2), axis=1).tolist()
-    rows = zip(best[places].tolist(), columns, boxes, strict=True)
-    return sorted((Candidate(score, column, tuple(box)) for score, column, box in rows), reverse=True)
+    rows = zip(best[places].tolist(), columns, boxes, places.tolist(), strict=True)
+    return sorted((Candidate(score, column, tuple(box), place) for score, column, box, place in rows), reverse=True)
 
 
 def _other_form(found: str) -> IntegrityError:

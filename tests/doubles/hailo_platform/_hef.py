@@ -79,8 +79,11 @@ class Hef:
 
 
 def _network_group(hef: Hef) -> bytes:
-    """Name, and the suppressions as operations on the host, by the numbers of the vendor's schema."""
+    """Name, layers at the host, and the suppressions as operations there, by the numbers of the vendor's schema."""
     group = _bytes_field(1, _bytes_field(1, hef.name.encode()))
+    layers = [_layer(0, stream) for stream in hef.inputs]
+    layers += [_layer(1, stream) for stream in hef.outputs if stream.nms is None]
+    group += _bytes_field(3, _bytes_field(3, b"".join(_bytes_field(2, layer) for layer in layers)))
     for stream in hef.outputs:
         if stream.nms is not None:
             boxes = _varint_field(1, stream.nms.classes) + _varint_field(2, stream.nms.max_boxes)
@@ -88,6 +91,14 @@ def _network_group(hef: Hef) -> bytes:
             operation = _bytes_field(1, stream.name.encode()) + _bytes_field(3, _bytes_field(7, boxes))
             group += _bytes_field(8, operation + _bytes_field(5, suppression + _bytes_field(12, b"")))
     return group
+
+
+def _layer(direction: int, stream: Stream) -> bytes:
+    # A vector has one row and one column.
+    height, width, channels = (1, 1, 1, *stream.shape)[-3:]
+    base = _varint_field(1, height) + _varint_field(3, width) + _varint_field(5, channels)
+    info = _bytes_field(1, stream.name.encode()) + _bytes_field(2, base)
+    return _varint_field(1, direction) + _bytes_field(3, info)
 
 
 def parse(data: bytes) -> Hef:

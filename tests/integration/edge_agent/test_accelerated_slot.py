@@ -12,15 +12,17 @@ from pathlib import Path
 import pytest
 
 from edge_agent.inference_service import Given, Inference, InferenceService
+from edge_agent.slots.comparison import agreement
 from edge_agent.standby import RETIRED
 from primespark.core.clock import utc_now
 from primespark.core.identifiers import sha256_hex
 from primespark.core.manifests import Manifest, SigningKey, Variant
 from primespark.core.settings import AcceleratorSettings, InferenceSettings
+from primespark.inference.catalog import ModelType
 from primespark.inference.images import decode_image
 from primespark.inference.models import InputKind
 from primespark.inference.samples import sample_images
-from tests import photographs
+from tests import photographs, poses
 from tests.colours import LABELS, MINIMUM, colours, hef
 from tests.doubles import hailo
 from tests.doubles.hailo import Machine
@@ -145,6 +147,24 @@ async def test_a_classifier_is_served_by_the_accelerator_and_by_the_processor_be
         await until(lambda: runs_on(device, 1, "photographs") == "hailo8", 30)
     assert (on_chip.device, on_processor.device) == ("hailo8", "cpu")
     assert on_chip.predictions[0]["label"] == on_processor.predictions[0]["label"] == "espresso"
+
+
+async def test_poses_are_served_by_the_accelerator_and_by_the_processor_behind_it(
+    gate: RunningGate, oracle: GateOracle, machine: Machine, tmp_path: Path
+) -> None:
+    settings = inference(machine).model_copy(update={"minimum_score": poses.MINIMUM})
+    files = {"onnx": poses.onnx_file(), "hef": poses.hef(is_quantised=False)}
+    want_files(oracle, "people", 1, "pose", poses.POINTS, files)
+    async with running_device(tmp_path / "device", gate.url, inference=settings) as device:
+        await until(lambda: runs_on(device, 1, "people") == "hailo8", 30)
+        on_chip = await ask(device, settings, "people")
+        machine.kill()
+        on_processor = await ask(device, settings, "people")
+        machine.revive()
+        await until(lambda: runs_on(device, 1, "people") == "hailo8", 30)
+    assert (on_chip.device, on_processor.device) == ("hailo8", "cpu")
+    assert len(on_chip.predictions) == len(on_processor.predictions) > 3
+    assert agreement(ModelType.POSE, on_chip.predictions, on_processor.predictions) == 1.0
 
 
 async def test_both_files_are_served_again_after_a_start_without_the_cloud(

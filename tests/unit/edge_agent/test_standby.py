@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_agent.accelerator import SERVED_TYPES
 from edge_agent.placement import Overflow
 from edge_agent.standby import LOADING, RETIRED, StandbyModel
 from primespark.errors import ConflictError, IntegrityError, InvalidInputError, UnavailableError
 from primespark.inference.catalog import ModelType
 from primespark.inference.hailo_device import HailoDevice
-from primespark.inference.hailo_models import load_hef
+from primespark.inference.hailo_models import READERS, load_hef
 from primespark.inference.images import decode_image
 from primespark.inference.models import ServedModel
 from primespark.inference.onnx_engine import OnnxEngine
@@ -29,6 +30,10 @@ from tests.helpers import wait_until
 COFFEE = decode_image(dict(sample_images())["coffee.png"], 1_000_000)
 NOTHING = np.zeros((64, 64, 3), dtype=np.uint8)
 FAST = (0.01, 0.05)
+
+
+def test_a_hef_is_fetched_for_the_types_that_can_be_read() -> None:
+    assert set(READERS) == SERVED_TYPES
 
 
 def see_nothing(model: ServedModel) -> None:

@@ -22,12 +22,14 @@ from primespark.inference.hailo_catalog import VendorModel, find_hefs
 from primespark.inference.hailo_device import HailoDevice, identify
 from primespark.inference.hailo_hef import HefNetwork, read_header, read_network
 from primespark.inference.protobuf import Message
+from tests import poses
 from tests.doubles import hailo
 from tests.doubles.hailo import Hef, Machine, Nms, Stream
 from tests.doubles.hailo_platform._hef import _bytes_field, _varint, _varint_field
 
 IMAGE = (Stream("in", (64, 64, 3), "in"),)
 DETECTOR = Hef("yolov8n", IMAGE, (Stream("nms", (), nms=Nms(80, 100)),), function="nothing_seen")
+MASKS = Hef("fcn8", IMAGE, (Stream("out", (64, 64, 19), "out"),), function="add_one")
 CLASSIFIER = Hef("resnet_v1_50", IMAGE, (Stream("out", (1000,), "out"),), "HAILO8L", function="add_one")
 
 
@@ -71,7 +73,8 @@ def test_each_file_is_described_and_the_broken_one_has_its_reason(folder: Path) 
         folder / "yolov8n.hef", len(data), hashlib.sha256(data).hexdigest(), "hailo8", "double", "yolov8n",
         ModelType.OBJECT_DETECTION, 80,
     )  # fmt: skip
-    assert (resnet.architecture, resnet.network, resnet.model_type) == ("hailo8l", "resnet_v1_50", None)
+    assert (resnet.architecture, resnet.network) == ("hailo8l", "resnet_v1_50")
+    assert (resnet.model_type, resnet.labels) == (ModelType.CLASSIFICATION, 1000)
     assert (yolo.chips, resnet.chips, broken.chips) == (("hailo8",), ("hailo8", "hailo8l"), ())
     size = len(data) - 1
     assert broken == VendorModel(
@@ -222,8 +225,28 @@ def test_the_command_tells_each_and_where_it_runs(
     assert yolo == {
         "name": "yolov8n", "path": str(folder / "yolov8n.hef"), "size_bytes": (folder / "yolov8n.hef").stat().st_size,
         "sha256": find_hefs(folder)[2].sha256, "architecture": "hailo8", "compiler": "double", "network": "yolov8n",
-        "runs_on": ["hailo8"], "runs_here": False, "model_type": "object_detection", "classes": 80, "problem": None,
+        "runs_on": ["hailo8"], "runs_here": False, "model_type": "object_detection", "labels": 80, "problem": None,
     }  # fmt: skip
+
+
+def test_each_is_offered_as_what_its_form_is(
+    tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = (DETECTOR.to_bytes(), CLASSIFIER.to_bytes(), poses.hef(is_quantised=True), MASKS.to_bytes())
+    for place, file in enumerate(files):
+        (tmp_path / f"{place}.hef").write_bytes(file)
+    found = [(model.model_type, model.labels) for model in find_hefs(tmp_path)]
+    assert found == [
+        (ModelType.OBJECT_DETECTION, 80),
+        (ModelType.CLASSIFICATION, 1000),
+        (ModelType.POSE, 17),
+        (None, None),
+    ]
+    list_hefs(tmp_path, as_json=False, root=machine.root)
+    told = capsys.readouterr().out
+    assert "accelerator.detector" in told
+    assert "one vector for an image" in told
+    assert "all people in an image" in told
 
 
 def test_no_detector_is_offered_that_the_chip_does_not_run(

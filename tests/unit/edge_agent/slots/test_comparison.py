@@ -55,8 +55,9 @@ grids = st.integers(1, 6).flatmap(
 answers = {
     ModelType.CLASSIFICATION: labels,
     ModelType.OBJECT_DETECTION: boxes,
-    ModelType.POSE: st.lists(st.tuples(places, places, st.floats(0, 1)), min_size=3, max_size=3).map(
-        lambda points: [pose(*points)]
+    ModelType.POSE: st.lists(
+        st.lists(st.tuples(places, places, st.floats(0, 1)), min_size=3, max_size=3).map(lambda points: pose(*points)),
+        max_size=4,
     ),
     ModelType.SEGMENTATION: grids.map(lambda grid: [mask(grid)]),
     ModelType.AUDIO: st.lists(st.tuples(places, st.floats(0.1, 20)), max_size=4).map(
@@ -139,6 +140,16 @@ def test_poses_by_their_near_points() -> None:
     assert agreement(ModelType.POSE, [ours], [theirs]) == pytest.approx(2 / 3)
     small, large = pose((0, 0, 0.9), (0, 0, 0.9)), pose((0, 2, 0.9), (20, 0, 0.9))
     assert agreement(ModelType.POSE, [small], [large]) == agreement(ModelType.POSE, [large], [small]) == 0.5
+
+
+def test_of_several_bodies_each_is_held_against_the_one_most_like_it() -> None:
+    one, other = pose((0, 0, 0.9), (100, 0, 0.9)), pose((500, 500, 0.9), (600, 500, 0.9))
+    assert agreement(ModelType.POSE, [one, other], [other, one]) == 1.0
+    # Of three bodies in two answers one has no like.
+    assert agreement(ModelType.POSE, [one, other], [one]) == pytest.approx(2 / 3)
+    assert agreement(ModelType.POSE, [one], [other]) == 0.0
+    many = [pose((1000 * i, 0, 0.9), (1000 * i, 90, 0.9)) for i in range(100)]
+    assert agreement(ModelType.POSE, many, many[:10]) == 1.0
 
 
 def test_rows_by_label_or_value() -> None:
