@@ -19,6 +19,11 @@ demo: .venv/.demo ## Install everything and run the closed loop once
 
 edge: .venv/.edge ## Install what a device needs, and nothing else
 
+# Beside numpy 1, which a Hailo chip's package needs, what fits it.
+extra-%: .venv/bin/python
+	$(UV) pip install --python $(PY) --editable '.[$*]' --constraint requirements/$$($(PY) -c \
+		'import numpy; print("edge-hailo" if numpy.__version__ < "2" else "dev")' 2>/dev/null || echo dev).lock
+
 test: .venv/.dev ## Install everything and run the tests
 	$(PY) -m pytest $(ARGS)
 

@@ -55,9 +55,16 @@ class ModelsAtHand:
         }
 
     def _unknown(self, name: str | None, model_type: str | None) -> NotFoundError:
-        what = f"model {name[:64]!r}" if name is not None else f"model of type {str(model_type)[:64]!r}"
         names = sorted({slot for slot, _ in self._slots.items()} | {model.name for model in catalog.BUNDLED})
-        return NotFoundError(f"no {what} is in service", remedy=f"there is {', '.join(names)}", code="unknown_model")
+        remedy = f"there is {', '.join(names)}"
+        if name is not None:
+            return NotFoundError(f"no model {name[:64]!r} is in service", remedy=remedy, code="unknown_model")
+        if model_type == catalog.ModelType.LLM:
+            remedy = "ask POST /v1/chat/completions"
+        elif model_type not in list(catalog.ModelType):
+            remedy = f"the types are {', '.join(catalog.ModelType)}"
+        what = f"no model of type {str(model_type)[:64]!r} is in service"
+        return NotFoundError(what, remedy=remedy, code="unknown_model")
 
 
 def _describe(model: Model, since: datetime | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from primespark.core.extras import how_to_add
 from primespark.errors import InvalidInputError, MissingDependencyError, NotFoundError
 from primespark.inference.images import decode_image
 from primespark.inference.samples import sample_images
@@ -77,7 +78,7 @@ def _video(path: Path, max_pixels: int, prefix: str) -> Iterator[Frame]:
         import cv2
     except ModuleNotFoundError:
         raise MissingDependencyError(
-            f"{path.name} is a video, which needs OpenCV", remedy="pip install 'primespark[edge-cv]'"
+            f"{path.name} is a video, which needs OpenCV", remedy=how_to_add("edge-cv")
         ) from None
     video = cv2.VideoCapture(str(path))
     try:

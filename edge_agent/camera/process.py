@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edge_agent.child_process import kill_and_wait
 from primespark.core.capture_settings import SourceSettings
+from primespark.core.extras import how_to_add
 from primespark.errors import InvalidInputError, MissingDependencyError, PrimeSparkError, UnavailableError
 
 _CHANNELS = 3
@@ -141,7 +142,7 @@ def _task(source: SourceSettings, descriptor: int, max_pixels: int) -> dict[str,
 def _as_error(code: str, message: str) -> PrimeSparkError:
     if code == "missing_dependency":
         return MissingDependencyError(
-            message, remedy="pip install 'primespark[edge-cv]', or for a CSI camera the system's picamera2"
+            message, remedy=f"{how_to_add('edge-cv')}; for a CSI camera the system's picamera2"
         )
     if code == "image_too_large":
         return InvalidInputError(

@@ -46,8 +46,9 @@ def check_golden(golden: GoldenInput | None, model: ServedModel, given: NDArray[
         PrimeSparkError: As `ServedModel.predict`.
     """
     answer = model.predict(given)
-    if golden is not None and (not answer or answer[0].get("label") != golden.label):
-        raise IntegrityError("the golden input got another answer", code="golden_mismatch")
+    label = answer[0].get("label") if answer else None
+    if golden is not None and label != golden.label:
+        raise IntegrityError(f"the golden input got {label!r}, not {golden.label!r}", code="golden_mismatch")
 
 
 def check_forms(manifest: Manifest, engine: InferenceEngine) -> None:

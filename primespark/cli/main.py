@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 device = typer.Typer(help="Enrol and manage devices (on the cloud's machine).", no_args_is_help=True)
-models = typer.Typer(help="The models that ship with Prime Spark or can be fetched.", no_args_is_help=True)
+models = typer.Typer(help="Models: what ships, what can be fetched, and your own on devices.", no_args_is_help=True)
 offline = typer.Typer(help="What this device holds for its cloud; the device must be running.", no_args_is_help=True)
 config = typer.Typer(help="The settings in force.", no_args_is_help=True)
 app.add_typer(device, name="device")
@@ -223,6 +223,58 @@ def models_hailo(
 
     accelerator = _settings().edge.inference.accelerator
     list_hefs(folder or accelerator.models_folder, as_json, accelerator.system_root)
+
+
+@models.command("publish")
+def models_publish(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="An ONNX file.")],
+    name: Annotated[str, typer.Option(help="What the model is asked for by: a-z, 0-9, `_`, `.` and `-`.")],
+    model_type: Annotated[str, typer.Option("--type", help="classification, object_detection, pose or tabular.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Names of the classes, one a line, by class id; of a pose's points.",
+        ),
+    ] = None,
+    golden: Annotated[
+        tuple[Path, str] | None,
+        typer.Option(
+            metavar="IMAGE LABEL", help="An image of at most 48 KiB that must get this label before it serves."
+        ),
+    ] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="One more than the highest desired unless given.")] = None,
+    device_ids: Annotated[
+        list[str] | None, typer.Option("--device", help="Who is to serve it; may be repeated. All unless given.")
+    ] = None,
+) -> None:
+    """Sign your own ONNX model and deploy it to devices (on the cloud's machine)."""
+    from primespark.cli.publication import Publication, publish
+
+    publish(_settings(), Publication(file, name, model_type, labels, golden, version, device_ids or ()))
+
+
+@models.command("withdraw")
+def models_withdraw(
+    name: Annotated[str, typer.Argument(help="Of a deployed model.")],
+    device_ids: Annotated[
+        list[str] | None, typer.Option("--device", help="Who is to drop it; may be repeated. All unless given.")
+    ] = None,
+) -> None:
+    """Take a deployed model from devices (on the cloud's machine)."""
+    from primespark.cli.publication import withdraw
+
+    withdraw(_settings(), name, device_ids or ())
+
+
+@models.command("deployed")
+def models_deployed(as_json: Json = False) -> None:
+    """Show where each deployed model is on each device, and why one was refused (on the cloud's machine)."""
+    from primespark.cli.publication import list_deployed
+
+    list_deployed(_settings(), as_json)
 
 
 @config.command("show")

@@ -49,6 +49,9 @@ def fetch_model(name: str) -> None:
         IntegrityError: The file is not the expected one.
     """
     model = catalog.FETCHABLE.get(name)
+    if model is None and name in {bundled.name for bundled in catalog.BUNDLED}:
+        typer.echo(f"{name} is bundled: it is here already")
+        return
     if model is None:
         raise NotFoundError(f"no model {name!r} to fetch", remedy=f"there is {', '.join(catalog.FETCHABLE)}")
     target = model.path

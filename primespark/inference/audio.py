@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from primespark.core.extras import how_to_add
 from primespark.errors import InvalidInputError, MissingDependencyError
 
 SAMPLE_RATE_HZ = 16_000
@@ -133,7 +134,7 @@ def _soundfile() -> Any:
 
 
 def _missing(package: str) -> MissingDependencyError:
-    return MissingDependencyError(f"audio needs {package}", remedy="pip install 'primespark[edge]'")
+    return MissingDependencyError(f"audio needs {package}", remedy=how_to_add("edge"))
 
 
 def _undecodable(cause: str) -> InvalidInputError:

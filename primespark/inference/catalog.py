@@ -24,6 +24,11 @@ class ModelType(StrEnum):
     TABULAR = "tabular"
 
 
+# What a device reads of a deployed model; the labels of three are needed, of tables they make a classifier.
+LABELLED = (ModelType.CLASSIFICATION, ModelType.OBJECT_DETECTION, ModelType.POSE)
+DEPLOYABLE = (*LABELLED, ModelType.TABULAR)
+
+
 @dataclass(frozen=True, slots=True)
 class BundledModel:
     """One ONNX file of the package."""

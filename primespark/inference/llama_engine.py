@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from primespark.core.extras import how_to_add
 from primespark.errors import (
     ConflictError,
     IntegrityError,
@@ -151,7 +152,7 @@ def _import_xllamacpp() -> Any:
     try:
         import xllamacpp
     except ImportError:
-        raise MissingDependencyError("language models need xllamacpp", remedy="pip install xllamacpp") from None
+        raise MissingDependencyError("language models need xllamacpp", remedy=how_to_add("llm")) from None
     return xllamacpp
 
 

@@ -42,7 +42,7 @@ def sample_paths() -> list[Path]:
     if not paths:
         raise MissingDependencyError(
             "no sample images: neither scikit-image nor scikit-learn is installed",
-            remedy="pip install scikit-image, or name a folder in edge.capture.sources",
+            remedy="name a folder of your own in edge.capture.sources",
         )
     return paths
 

@@ -35,7 +35,7 @@ def run_demo(*, as_json: bool, keep: bool, images: list[Path]) -> int:
         console.print(f"stopped in {loop.report.stop_s:.1f} s")
     else:
         Console().print(loop.report.to_table())
-        console.print("Next: `primespark up`, `primespark doctor`, `primespark device token`.")
+        console.print("Next, in .venv/bin: `primespark up`, `primespark doctor`, `primespark device token`.")
     return 0 if loop.report.ok else 1
 
 

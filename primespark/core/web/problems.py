@@ -105,6 +105,11 @@ def install(app: FastAPI) -> None:
     async def _http(request: Request, error: HTTPException) -> Response:
         code = CODES.get(error.status_code, OTHER_CODE)
         headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            detail = f"no route {request.url.path[:_MAX_TEXT]}"
+            return problem(
+                404, code, detail, remedy="docs/http.md lists the routes", headers=headers, scope=request.scope
+            )
         return problem(error.status_code, code, str(error.detail), headers=headers, scope=request.scope)
 
     @app.exception_handler(RequestValidationError)
@@ -122,10 +127,13 @@ def install(app: FastAPI) -> None:
 def describe(faults: Sequence[Any]) -> list[dict[str, object]]:
     """The first faults of a validation, without the input: echoing a NaN would break the answer."""
     return [
-        {"loc": ".".join(str(part) for part in item["loc"])[:_MAX_TEXT], "msg": item["msg"][:_MAX_TEXT],
-         "type": item["type"]}
+        {
+            "loc": ".".join(str(part) for part in item["loc"])[:_MAX_TEXT],
+            "msg": item["msg"].removeprefix("Value error, ")[:_MAX_TEXT],
+            "type": item["type"],
+        }
         for item in faults[:MAX_DESCRIBED]
-    ]  # fmt: skip
+    ]
 
 
 def summarise(errors: list[dict[str, object]], count: int) -> str:

@@ -229,6 +229,22 @@ async def test_a_bad_inference_is_told_why(
 
 
 @pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"model_type": "llm"}, "ask POST /v1/chat/completions"),
+        ({"model_type": "detection"}, "the types are object_detection, classification"),
+        ({"model_type": "tabular"}, "there is coco-ssd"),
+        ({"model": "yolo"}, "there is coco-ssd"),
+    ],
+    ids=str,
+)
+async def test_who_asks_for_what_is_not_there_is_told_what_is(
+    client: httpx2.AsyncClient, query: dict[str, str], words: str
+) -> None:
+    assert words in (await infer(client, COFFEE, "image/png", **query)).json()["remedy"]
+
+
+@pytest.mark.parametrize(
     ("method", "path"),
     [
         ("POST", "/api/v1/inference"), ("GET", "/api/v1/inference/stats"), ("GET", "/api/v1/offline/status"),

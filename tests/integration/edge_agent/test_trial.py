@@ -90,6 +90,7 @@ async def test_another_answer_to_the_golden_input_is_refused(key: SigningKey, tm
     with pytest.raises(IntegrityError) as caught:
         await attempt(make_version(1, key, golden="5"), key, tmp_path)
     assert caught.value.code == "golden_mismatch"
+    assert "got '0', not '5'" in caught.value.message
 
 
 async def test_a_version_without_a_golden_input_must_run_all_the_same(key: SigningKey, tmp_path: Path) -> None:

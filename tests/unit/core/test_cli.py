@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     [
         (), ("up",), ("demo",), ("edge",), ("cloud",), ("streams",), ("doctor",), ("device",), ("device", "token"),
         ("device", "list"), ("device", "forget"), ("device", "rotate"), ("models",), ("models", "list"),
-        ("models", "fetch"), ("config",), ("config", "show"), ("config", "check"),
+        ("models", "fetch"), ("models", "publish"), ("models", "withdraw"), ("models", "deployed"),
+        ("config",), ("config", "show"), ("config", "check"),
     ],
 )  # fmt: skip
 def test_every_command_answers_help(command: tuple[str, ...], tmp_path: Path) -> None:
@@ -57,6 +59,8 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         (("device", "token", "--ttl", "soon"), 1, "not a duration"),
         (("device", "list"), 1, "cloud.store.url is not set"),
         (("models", "fetch", "gpt"), 1, "no model 'gpt'"),
+        (("models", "publish", "setup.onnx", "--name", "x", "--type", "audio"), 2, "does not exist"),
+        (("models", "deployed"), 1, "cloud.store.url is not set"),
         (("--config", "absent.yaml", "config", "check"), 1, "No such file"),
     ],
 )
@@ -93,6 +97,16 @@ def test_wrong_surroundings_are_told_in_one_line(
     assert words in answer.stderr
     assert "Traceback" not in answer.stderr
     assert "report it" not in answer.stderr
+
+
+def test_a_bundled_model_needs_no_fetching(tmp_path: Path) -> None:
+    answer = run("models", "fetch", "coco-ssd", cwd=tmp_path)
+    assert (answer.returncode, answer.stdout) == (0, "coco-ssd is bundled: it is here already\n")
+
+
+def test_extras_that_are_named_as_a_remedy_exist() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert doctor._PACKAGES.keys() <= project["optional-dependencies"].keys()
 
 
 def test_remedies_keep_the_brackets_of_extras() -> None:

@@ -59,6 +59,11 @@ def test_environment_wins_over_the_file_and_files_of_secrets_are_read(
         ("cloud: {port: many}", "cloud.port: "),
         ("cloud: {port: 70000}", "cloud.port: "),
         ("cloud: 3", "cloud: "),
+        (
+            "edge: {capture: {sources: /tmp}}",
+            "edge.capture.sources: Input should be a list, in a variable written as JSON",
+        ),
+        ("edge: {device_id: A}", "edge.device_id: a device id is "),
         ("a: &x 1\nb: *x", "aliases are not accepted"),
         ("cloud: {port: 1, port: 2}", "repeated"),
         ("cloud: [", "line 1"),

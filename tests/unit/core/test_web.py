@@ -204,6 +204,12 @@ def test_free_json_is_strict_too(client: Client, body: bytes) -> None:
     assert answer.status_code in {400, 413}
 
 
+def test_a_route_that_is_not_there_is_named(client: Client) -> None:
+    answer = client("GET", "/reading").json()
+    assert (answer["code"], answer["detail"]) == ("not_found", "no route /reading")
+    assert answer["remedy"]
+
+
 def test_errors_carry_code_remedy_and_retry_after(client: Client) -> None:
     answer = client("GET", "/busy")
     assert answer.status_code == 429

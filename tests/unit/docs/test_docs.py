@@ -140,6 +140,14 @@ def test_the_settings_of_the_page_on_capture_are_settings(tmp_path: Path) -> Non
     assert capture.images == "crops"
 
 
+def test_the_settings_of_the_page_on_the_device_are_settings(tmp_path: Path) -> None:
+    (written,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "edge.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "device.yaml").write_text(written)
+    settings = load_settings(tmp_path / "device.yaml").edge
+    assert settings.device_id == "garden-1"
+    assert [source.settings.name for source in configured_sources(settings.capture)] == ["frames", "door"]
+
+
 def test_the_settings_of_the_page_on_devices_are_settings(tmp_path: Path) -> None:
     (written,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "devices.md").read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "device.yaml").write_text(written)

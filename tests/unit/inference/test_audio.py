@@ -137,7 +137,7 @@ def test_without_the_decoder_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(MissingDependencyError) as caught:
         decode_audio(WAV, 60)
-    assert "primespark[edge]" in caught.value.remedy
+    assert "make extra-edge" in caught.value.remedy
 
 
 @pytest.mark.parametrize("rate_hz", [0, -1, 400_000])

@@ -225,6 +225,13 @@ def test_a_manifest_that_says_something_else_is_refused(
     assert caught.value.code == "bad_model"
 
 
+@pytest.mark.parametrize("model_type", sorted(set(catalog.ModelType) - set(catalog.DEPLOYABLE)))
+def test_what_cannot_be_deployed_is_refused_with_what_can(model_type: str) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        load_model(manifest(b"a graph", model_type=model_type), b"a graph", 1, 0.4)
+    assert set(caught.value.remedy.removeprefix("there is ").split(", ")) == set(catalog.DEPLOYABLE)
+
+
 def other_model(inputs: str = "input", width: int = 64) -> bytes:
     """A classifier of as many classes as it has inputs."""
     graph = helper.make_graph(
