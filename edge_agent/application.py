@@ -124,7 +124,8 @@ class _Health:
         missing, state = await self.readiness(), device.engine.state if device.engine else None
         sources = dict(capture.sources) if capture else {}
         standing_by = {name: slot.model.fault for name, slot in device.service.slots.items() if slot.model.fault}
-        faults = {name: source.fault for name, source in sources.items() if source.fault}
+        faults = {name: source.fault or source.frame_fault for name, source in sources.items()}
+        faults = {name: fault for name, fault in faults.items() if fault}
         return {
             "status": "degraded" if missing or faults or standing_by else "healthy", "missing": missing,
             "sources_failed": faults, "models_standing_by": standing_by,

@@ -108,6 +108,7 @@ def _describe_source(watched: Watched) -> dict[str, Any]:
     source = watched.source
     return {
         "name": watched.name, "kind": source.kind, "state": watched.state, "fault": watched.fault or None,
+        "frame_fault": watched.frame_fault or None, "warning": watched.warning or None,
         "frames_per_second": source.frames_per_second, "reconnects": watched.reconnects,
         "last_frame_at": to_rfc3339(watched.last_frame_at) if watched.last_frame_at else None,
         "rules": [rule.name for rule in source.settings.rules],

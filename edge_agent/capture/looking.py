@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn
@@ -89,6 +89,7 @@ class Capture:
             group.create_task(self._hearing.run(), name="hearing")
             if detector is not None:
                 for camera in self._cameras:
+                    _warn_of_other_labels(camera.watched, detector.current.labels)
                     watch = self._watch_files if camera.watched.source.kind == "path" else self._watch_camera
                     group.create_task(watch(camera), name=f"source {camera.watched.name}")
                 group.create_task(self._infer_forever(detector), name="frames")
@@ -161,14 +162,23 @@ class Capture:
         try:
             found = await self._service.see(look, detector)
             await self._witness.take(camera.witness, sight, look.pixels, found)
-        except OverloadedError as error:
-            self._faults.tell("frame_not_queued", frame.source, error)
-            return "queue_full"
         except PrimeSparkError as error:
-            self._faults.tell("frame_failed", frame.source, error)
-            return "failed"
+            camera.watched.frame_fault = error.message
+            is_full = isinstance(error, OverloadedError)
+            self._faults.tell("frame_not_queued" if is_full else "frame_failed", frame.source, error)
+            return "queue_full" if is_full else "failed"
+        camera.watched.frame_fault = ""
         self._faults.forget(frame.source)
         return "inferred"
+
+
+def _warn_of_other_labels(watched: Watched, labels: Collection[str]) -> None:
+    """Say which labels of the source's rules the detector never gives: a misspelt one would be waited for in vain."""
+    for rule in watched.source.settings.rules:
+        others = [label for label in rule.labels if label not in labels]
+        if others:
+            watched.warning = f"rule {rule.name}: the detector knows no {', '.join(map(repr, others))}"[:400]
+            log.warning("rule_without_effect", source=watched.name, cause=watched.warning)
 
 
 class _Pace:

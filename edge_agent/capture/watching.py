@@ -41,11 +41,19 @@ class SourceState(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Watched:
-    """A source at work; the last frame of a microphone is its last window."""
+    """A source at work; the last frame of a microphone is its last window.
+
+    Attributes:
+        fault: Why it gives nothing.
+        frame_fault: Why its last frame was not looked at, or not queued.
+        warning: What of its settings can have no effect.
+    """
 
     source: ConfiguredSource
     state: SourceState = SourceState.STARTING
     fault: str = ""
+    frame_fault: str = ""
+    warning: str = ""
     reconnects: int = 0
     last_frame_at: datetime | None = None
 

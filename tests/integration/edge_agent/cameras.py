@@ -86,7 +86,11 @@ async def mjpeg_camera() -> AsyncIterator[MjpegCamera]:
 
 
 def build_capture(
-    settings: CaptureSettings, service: InferenceService, database: Database, reconnect_base_s: float = 0.05
+    settings: CaptureSettings,
+    service: InferenceService,
+    database: Database,
+    reconnect_base_s: float = 0.05,
+    limits: OfflineSettings | None = None,
 ) -> tuple[Capture, Witness, dict[PictureKind, PictureStore], Broadcast]:
     """The parts of a device that look, on the folder of its database."""
     folder = database.path.parent
@@ -95,7 +99,7 @@ def build_capture(
         PictureKind.EXAMPLE: PictureStore(folder / "examples", PictureKind.EXAMPLE, settings.hard_examples, 0),
     }
     broadcast = Broadcast()
-    queue = OfflineQueue(database, OfflineSettings())
+    queue = OfflineQueue(database, limits or OfflineSettings())
     witness = Witness(settings, service.settings.minimum_score, queue, pictures, broadcast)
     earwitness = Earwitness(settings, queue, pictures[PictureKind.EVENT], broadcast)
     return Capture(settings, service, witness, earwitness, reconnect_base_s), witness, pictures, broadcast

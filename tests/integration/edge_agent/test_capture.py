@@ -17,9 +17,10 @@ from structlog.testing import capture_logs
 from edge_agent.capture.watching import SourceState
 from edge_agent.database import Database
 from edge_agent.inference_service import InferenceService
+from edge_agent.queue import remove_sent
 from edge_agent.slots.in_service import Slots
 from primespark.core.capture_settings import CaptureSettings
-from primespark.core.settings import InferenceSettings
+from primespark.core.settings import InferenceSettings, OfflineSettings
 from primespark.inference.models import DETECTOR, load_bundled
 from tests.integration.edge_agent.cameras import build_capture
 from tests.integration.edge_agent.device import until
@@ -75,6 +76,25 @@ async def test_a_video_that_is_not_looped_ends(tmp_path: Path) -> None:
     database.close()
     assert seen == sorted(set(seen))
     assert witness.latest["clip"].pixels.shape == (48, 64, 3)
+
+
+async def test_a_source_tells_while_the_full_queue_does_not_take_what_it_sees(tmp_path: Path) -> None:
+    path = tmp_path / "frame.png"
+    path.write_bytes(png(8))
+    database = Database(tmp_path / "queue.db")
+    service = InferenceService(Slots(), InferenceSettings())
+    settings = CaptureSettings.model_validate(
+        {"sources": [{"name": "yard", "path": str(path), "frames_per_second": 50}]}
+    )
+    capture = build_capture(settings, service, database, limits=OfflineSettings(capacity_operations=1))[0]
+    looking = asyncio.create_task(capture.run(load_bundled(DETECTOR, 1, 0.4)))
+    await until(lambda: "the queue takes 1" in capture.sources["yard"].frame_fault)
+    await database.run(lambda connection: remove_sent(connection, 1))
+    await until(lambda: not capture.sources["yard"].frame_fault)
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+    service.close()
+    database.close()
 
 
 def failed(logs: list[MutableMapping[str, Any]]) -> list[str]:

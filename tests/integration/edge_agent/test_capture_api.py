@@ -31,8 +31,13 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     (folder / "coffee.png").write_bytes(next(data for name, data in sample_images() if name == "coffee.png"))
     rule = {"name": "cup-seen", "labels": ["cup"], "cool_down_s": 0.5}
     gone = {"name": "gone", "url": "http://127.0.0.1:9/video"}
+    (home / "torn.png").write_bytes(b"no image")
+    misspelt = {"name": "anybody", "labels": ["cup", "prson"]}
+    torn = {"name": "torn", "path": str(home / "torn.png"), "rules": [misspelt]}
     settings = {
-        "PRIMESPARK_EDGE__CAPTURE__SOURCES": json.dumps([{"name": "yard", "path": str(folder), "rules": [rule]}, gone]),
+        "PRIMESPARK_EDGE__CAPTURE__SOURCES": json.dumps(
+            [{"name": "yard", "path": str(folder), "rules": [rule]}, gone, torn]
+        ),
         "PRIMESPARK_EDGE__CAPTURE__HARD_EXAMPLES": json.dumps({"daily_bytes": 10_000_000}),
         "PRIMESPARK_EDGE__CAPTURE__FRAMES_PER_SECOND": "10",
         "PRIMESPARK_EDGE__CAPTURE__TRACKING__MAX_GAP_S": "0.01",
@@ -62,9 +67,12 @@ def test_sources_say_how_they_stand(device: Process) -> None:
     health = device.get("/health")
     assert health["sources"]["yard"] == "live"
     assert health["status"] == "degraded"
-    assert health["sources_failed"].keys() == {"gone"}
-    yard, gone = device.get("/api/v1/capture")["items"]
+    assert health["sources_failed"].keys() == {"gone", "torn"}
+    yard, gone, torn = device.get("/api/v1/capture")["items"]
     assert (yard["name"], yard["kind"], yard["fault"], yard["rules"]) == ("yard", "path", None, ["cup-seen"])
+    assert (yard["frame_fault"], yard["warning"], gone["frame_fault"]) == (None, None, None)
+    assert (torn["fault"], torn["frame_fault"]) == (None, health["sources_failed"]["torn"])
+    assert torn["warning"] == "rule anybody: the detector knows no 'prson'"
     assert (gone["kind"], gone["last_frame_at"]) == ("url", None)
     assert gone["reconnects"] >= 1
     metrics = ask(device, "/metrics").text
