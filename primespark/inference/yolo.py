@@ -1,4 +1,4 @@
-"""Object detection with models in the format of YOLOv8: one output [1, 4 + classes, places], suppression is ours."""
+"""Networks in YOLOv8's formats, and detection with one: an output [1, 4 + classes, places], suppression is ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,46 @@ from primespark.inference.predictions import Detection
 
 _DEFAULT_SIDE = 640
 _BOX_NUMBERS = 4
-_FORM = "a detector in the format of YOLOv8"
+
+
+class YoloNetwork:
+    """A network in one of YOLOv8's formats: a letterboxed image in, a column of numbers for each place out.
+
+    Args:
+        engine: From float32 [1, 3, height, width], RGB 0..1, to one float32 [1, numbers, places].
+        numbers: Of a place.
+        form: What it is to be, for the error.
+
+    Raises:
+        IntegrityError: Code `bad_model`: the model is not of that form.
+    """
+
+    def __init__(self, engine: InferenceEngine, numbers: int, form: str) -> None:
+        self._engine = engine
+        self._form = form
+        if [len(shape) for shape in engine.input_shapes] != [4]:
+            raise self._refusal(f"inputs {engine.input_shapes}")
+        self._input = engine.input_names[0]
+        self._height, self._width = (size or _DEFAULT_SIDE for size in engine.input_shapes[0][2:])
+        nothing = np.zeros((1, 3, self._height, self._width), dtype=np.float32)
+        outputs = try_model(engine, {self._input: nothing}, form)
+        if [output.shape[:2] for output in outputs] != [(1, numbers)]:
+            raise self._refusal(
+                f"outputs {[output.shape for output in outputs]}, {numbers} numbers a place by the labels"
+            )
+
+    def look(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Letterbox]:
+        """The output, [numbers, places], and how the image lies in the input."""
+        letterbox = Letterbox(image.shape[1], image.shape[0], self._width, self._height)
+        (output,) = self._engine.run({self._input: letterbox.apply_nchw(image)[np.newaxis]})
+        return output[0], letterbox
+
+    def _refusal(self, found: str) -> IntegrityError:
+        return IntegrityError(
+            f"not {self._form}: {found}"[:400],
+            remedy="export it with one image input and without suppression; it has a label for each class or point",
+            code="bad_model",
+        )
 
 
 class YoloDetector:
@@ -30,23 +69,14 @@ class YoloDetector:
     """
 
     def __init__(self, engine: InferenceEngine, labels: tuple[str, ...], minimum_score: float) -> None:
-        if [len(shape) for shape in engine.input_shapes] != [4]:
-            raise _other_form(f"inputs {engine.input_shapes}")
-        self._engine = engine
+        self._network = YoloNetwork(engine, _BOX_NUMBERS + len(labels), "a detector in the format of YOLOv8")
         self._labels = labels
         self._minimum_score = minimum_score
-        self._input = engine.input_names[0]
-        self._height, self._width = (size or _DEFAULT_SIDE for size in engine.input_shapes[0][2:])
-        nothing = np.zeros((1, 3, self._height, self._width), dtype=np.float32)
-        outputs = try_model(engine, {self._input: nothing}, _FORM)
-        if [output.shape[:2] for output in outputs] != [(1, _BOX_NUMBERS + len(labels))]:
-            raise _other_form(f"{len(labels)} labels, outputs {[output.shape for output in outputs]}")
 
     def __call__(self, image: NDArray[np.uint8]) -> list[Detection]:
         """The surest first."""
-        letterbox = Letterbox(image.shape[1], image.shape[0], self._width, self._height)
-        (output,) = self._engine.run({self._input: letterbox.apply_nchw(image)[np.newaxis]})
-        kept = non_maximum_suppression(yolo_candidates(output[0], self._minimum_score), MAXIMUM_OVERLAP)
+        output, letterbox = self._network.look(image)
+        kept = non_maximum_suppression(yolo_candidates(output, self._minimum_score), MAXIMUM_OVERLAP)
         if not kept:
             return []
         y_min, x_min, y_max, x_max = np.array([one.box for one in kept], dtype=np.float64).T
@@ -79,9 +109,3 @@ def yolo_candidates(output: NDArray[np.float32], minimum_score: float) -> list[C
     boxes = np.stack((y - height / 2, x - width / 2, y + height / 2, x + width / 2), axis=1).tolist()
     rows = zip(best[places].tolist(), columns, boxes, places.tolist(), strict=True)
     return sorted((Candidate(score, column, tuple(box), place) for score, column, box, place in rows), reverse=True)
-
-
-def _other_form(found: str) -> IntegrityError:
-    return IntegrityError(
-        f"not {_FORM}: {found}"[:400], remedy="export it with one image input and without suppression", code="bad_model"
-    )

@@ -7,17 +7,15 @@ from numpy.typing import NDArray
 
 from primespark.errors import IntegrityError
 from primespark.inference.detection import non_maximum_suppression
-from primespark.inference.engine import InferenceEngine, try_model
+from primespark.inference.engine import InferenceEngine
 from primespark.inference.letterbox import Letterbox
 from primespark.inference.predictions import Pose
-from primespark.inference.yolo import yolo_candidates
+from primespark.inference.yolo import YoloNetwork, yolo_candidates
 
 # People stand close: as Ultralytics and the vendor of Hailo's chips, more overlap than between objects.
 MAXIMUM_OVERLAP = 0.7
 # Of a place: its box in four numbers and the body's score; then for each point x, y and score.
 BODY_NUMBERS, POINT_NUMBERS = 5, 3
-_DEFAULT_SIDE = 640
-_FORM = "a model of poses in the format of YOLOv8"
 
 
 class YoloPose:
@@ -34,23 +32,19 @@ class YoloPose:
     """
 
     def __init__(self, engine: InferenceEngine, names: tuple[str, ...], minimum_score: float) -> None:
-        if [len(shape) for shape in engine.input_shapes] != [4] or not names:
-            raise _other_form(f"{len(names)} labels, inputs {engine.input_shapes}")
-        self._engine = engine
+        if not names:
+            raise IntegrityError(
+                "a model of poses without labels", remedy="its labels are the names of the points", code="bad_model"
+            )
+        numbers = BODY_NUMBERS + POINT_NUMBERS * len(names)
+        self._network = YoloNetwork(engine, numbers, "a model of poses in the format of YOLOv8")
         self._names = names
         self._minimum_score = minimum_score
-        self._input = engine.input_names[0]
-        self._height, self._width = (size or _DEFAULT_SIDE for size in engine.input_shapes[0][2:])
-        nothing = np.zeros((1, 3, self._height, self._width), dtype=np.float32)
-        outputs = try_model(engine, {self._input: nothing}, _FORM)
-        if [output.shape[:2] for output in outputs] != [(1, BODY_NUMBERS + POINT_NUMBERS * len(names))]:
-            raise _other_form(f"{len(names)} labels, outputs {[output.shape for output in outputs]}")
 
     def __call__(self, image: NDArray[np.uint8]) -> list[Pose]:
         """The surest first, at most 100; none where nobody is seen."""
-        letterbox = Letterbox(image.shape[1], image.shape[0], self._width, self._height)
-        (output,) = self._engine.run({self._input: letterbox.apply_nchw(image)[np.newaxis]})
-        return poses(output[0], letterbox, self._names, self._minimum_score)
+        output, letterbox = self._network.look(image)
+        return poses(output, letterbox, self._names, self._minimum_score)
 
 
 def poses(
@@ -78,11 +72,3 @@ def poses(
         }
         for body, where, sure in zip(found, places, scores, strict=True)
     ]
-
-
-def _other_form(found: str) -> IntegrityError:
-    return IntegrityError(
-        f"not {_FORM}: {found}"[:400],
-        remedy="export it with one image input and without suppression; its labels are the names of the points",
-        code="bad_model",
-    )
