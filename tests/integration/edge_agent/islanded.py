@@ -1,7 +1,7 @@
 """A device in a network namespace of its own, with nothing but loopback, and a clock that is wrong.
 
-Run as `unshare --map-root-user --net python -m tests.integration.edge_agent.islanded HOME CLOCK`, CLOCK as `faketime`
-takes it. Prints what the device said, as JSON.
+Run as `unshare --map-root-user --net --mount python -m tests.integration.edge_agent.islanded HOME CLOCK`, CLOCK as
+`faketime` takes it. Prints what the device said, as JSON.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def main(home: Path, clock: str) -> dict[str, Any]:
     """Start the device, ask it, stop it."""
     with socket.socket() as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _UP_AND_RUNNING))
+    # faketime shares its time there under its process id, fails where a killed one left it, and is killed here.
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
     settings = {
         "PRIMESPARK_NETWORK__CLOUD_URL": CLOUD_URL,
         "PRIMESPARK_EDGE__TELEMETRY__INTERVAL_S": "0.2",

@@ -19,7 +19,8 @@ from tests.integration.edge_agent.test_process import running
 def alone(home: Path, clock: str) -> dict[str, Any]:
     if shutil.which("faketime") is None or shutil.which("unshare") is None:
         pytest.skip("no faketime (Debian: faketime) or no unshare (util-linux)")
-    command = ["unshare", "--map-root-user", "--net", sys.executable, "-m", f"{__package__}.islanded", str(home), clock]
+    own = ["unshare", "--map-root-user", "--net", "--mount"]
+    command = [*own, sys.executable, "-m", f"{__package__}.islanded", str(home), clock]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert finished.returncode == 0, f"{finished.stderr}\n{(home / 'edge.log').read_text()}"
     said: dict[str, Any] = json.loads(finished.stdout)

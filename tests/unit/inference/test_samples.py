@@ -34,7 +34,7 @@ def test_without_the_packages_the_call_itself_fails(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(samples, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError) as caught:
         samples.sample_images()
-    assert "scikit-image" in caught.value.remedy
+    assert "edge.capture.sources" in caught.value.remedy
 
 
 def test_without_scikit_image_those_of_scikit_learn_remain(monkeypatch: pytest.MonkeyPatch) -> None:
