@@ -33,6 +33,7 @@ from edge_agent.queue import OfflineQueue
 from edge_agent.slots.in_service import Slots
 from edge_agent.slots.serving import serving
 from edge_agent.sync_engine import SyncEngine
+from edge_agent.sync_report import SyncReport
 from edge_agent.telemetry import Telemetry
 from primespark.core.logging import get_logger
 from primespark.core.settings import Settings
@@ -78,6 +79,7 @@ class _Agent:
     gate: Any
     detector: Future[ServedModel | None]
     accelerator: Accelerator
+    report: SyncReport
 
     async def run(self) -> None:
         """Serve, look, measure and synchronise until a signal; then stop them all."""
@@ -117,6 +119,7 @@ class _Agent:
             loops["labels"] = self.labelled.run()
         if self.engine is not None:
             loops["sync"] = self.engine.run()
+            loops["sync-report"] = self.report.run()
         return loops
 
     async def _begin_looking(self) -> None:
@@ -173,7 +176,7 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     app = build_app(settings, folder, database, device, detector, sight)
     return _Agent(
         settings, database, app, service, language, telemetry, hardware, sight, labelled, deployer, engine, gate,
-        detector, accelerator,
+        detector, accelerator, SyncReport(queue, documents),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.input_digest import InputDigest, digest_file, digest_pixels
 from primespark.core.extras import how_to_add
 from primespark.errors import InvalidInputError, MissingDependencyError, NotFoundError
 from primespark.inference.images import decode_image
@@ -21,12 +22,20 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What a frame shows: uint8 [height, width, 3], RGB; and the digest by which it is known."""
+
+    pixels: NDArray[np.uint8]
+    digest: InputDigest
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame: where it is from, and how to get its pixels, which the thread that infers does."""
+    """One frame: where it is from, and how to get what it shows, which the thread that infers does."""
 
     source: str
-    image: Callable[[], NDArray[np.uint8]]
+    see: Callable[[], Seen]
 
 
 def frames(source: str, max_pixels: int, name: str | None = None) -> Iterator[Frame]:
@@ -46,7 +55,7 @@ def frames(source: str, max_pixels: int, name: str | None = None) -> Iterator[Fr
     prefix = name or path.name
     if source == SAMPLES:
         for file_name, data in sample_images():
-            yield Frame(f"{prefix}/{file_name}", partial(decode_image, data, max_pixels))
+            yield Frame(f"{prefix}/{file_name}", partial(_decode, data, max_pixels))
         return
     if path.is_dir():
         for file in sorted(path.iterdir()):
@@ -62,7 +71,16 @@ def frames(source: str, max_pixels: int, name: str | None = None) -> Iterator[Fr
         yield from _video(path, max_pixels, prefix)
 
 
-def _read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
+def see_pixels(pixels: NDArray[np.uint8]) -> Seen:
+    """A picture that never was a file of its own."""
+    return Seen(pixels, digest_pixels(pixels))
+
+
+def _decode(data: bytes, max_pixels: int) -> Seen:
+    return Seen(decode_image(data, max_pixels), digest_file(data))
+
+
+def _read_image(path: Path, max_pixels: int) -> Seen:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_IMAGE_BYTES + 1)
@@ -70,7 +88,7 @@ def _read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
         raise NotFoundError(f"cannot read {path.name}: {error.strerror}", code="no_such_source") from None
     if len(data) > MAX_IMAGE_BYTES:
         raise InvalidInputError(f"{path.name} is over {MAX_IMAGE_BYTES} bytes", code="image_too_large")
-    return decode_image(data, max_pixels)
+    return _decode(data, max_pixels)
 
 
 def _video(path: Path, max_pixels: int, prefix: str) -> Iterator[Frame]:
@@ -97,6 +115,6 @@ def _video(path: Path, max_pixels: int, prefix: str) -> Iterator[Frame]:
         video.release()
 
 
-def _as_rgb(pixels: Any) -> NDArray[np.uint8]:
+def _as_rgb(pixels: Any) -> Seen:
     rgb: NDArray[np.uint8] = np.ascontiguousarray(pixels[:, :, ::-1])
-    return rgb
+    return see_pixels(rgb)

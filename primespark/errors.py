@@ -13,6 +13,7 @@
         ├── AuthenticationError        no credential, or an unknown one
         ├── AuthorizationError         a known credential without the right
         ├── NotFoundError              the named thing does not exist
+        ├── GoneError                  what was asked for is no longer kept
         ├── ConflictError              a key used again for other content, or a wrong state
         ├── PreconditionError          If-Match does not hold
         ├── ConfigurationError         settings that cannot work
@@ -142,6 +143,13 @@ class NotFoundError(PermanentError):
 
     code = "not_found"
     http_status = 404
+
+
+class GoneError(PermanentError):
+    """What was asked for is no longer kept."""
+
+    code = "gone"
+    http_status = 410
 
 
 class ConflictError(PermanentError):

@@ -6,6 +6,7 @@ import dagster as dg
 
 from primespark_assets.analytics.assets import hourly_rollup
 from primespark_assets.ml.assets import STAGES
+from primespark_assets.sync.rounds import sync_round
 
 # A run whose process was killed stays "started" until run monitoring gives it up; until then no other may start.
 _MAX_RUNTIME_S = 300
@@ -21,5 +22,12 @@ digits_pipeline_job = dg.define_asset_job(
     "digits_pipeline_job",
     selection=dg.AssetSelection.assets(*STAGES),
     description="From labels to a better digit reader in service, or to the reason why not.",
+    tags={"dagster/max_runtime": str(_MAX_RUNTIME_S)},
+)
+
+sync_batches = dg.define_asset_job(
+    "sync_batches",
+    selection=[sync_round],
+    description="Close a round of the cloud's side of the exchange; it calls no device.",
     tags={"dagster/max_runtime": str(_MAX_RUNTIME_S)},
 )

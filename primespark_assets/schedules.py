@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from primespark_assets.jobs import hourly_rollup_job
+from primespark_assets.jobs import hourly_rollup_job, sync_batches
 from primespark_assets.partitions import FIRST_HOUR, hour_key
 from resources import StoreResource
 
@@ -53,3 +53,12 @@ def hourly_rollup_schedule(
                 "dagster/asset_partition_range_end": hour_key(last),
             },
         )
+
+
+sync_batches_schedule = dg.ScheduleDefinition(
+    name="sync_batches_schedule",
+    job=sync_batches,
+    cron_schedule="*/5 * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)

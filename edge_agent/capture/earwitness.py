@@ -17,6 +17,7 @@ from edge_agent.capture.speech_rules import HeardEvent, SpeechBook
 from edge_agent.capture.telling import FaultsTold
 from edge_agent.capture.witness import to_value
 from edge_agent.inference_service import Inference
+from edge_agent.input_digest import digest_samples
 from edge_agent.queue import NewFact, OfflineQueue
 from primespark.core.capture_settings import CaptureSettings
 from primespark.core.clock import to_rfc3339
@@ -92,7 +93,8 @@ class Earwitness:
             OverloadedError: Code `queue_full`; clips are kept and listeners told nevertheless.
         """
         events = book.update(cast("list[SpeechSegment]", found.predictions), window.start_s)
-        result = to_value(found, window.source) | {"window_s": window.duration_s}
+        digest = digest_samples(window.samples)
+        result = to_value(found, window.source, digest) | {"window_s": window.duration_s}
         self._broadcast.tell("result", {"time": to_rfc3339(window.time), **result})
         told = []
         for heard in events:

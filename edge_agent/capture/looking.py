@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NoReturn
 
@@ -19,7 +19,7 @@ from edge_agent.capture.telling import FaultsTold
 from edge_agent.capture.watching import RECONNECT_BASE_S, SourceState, Watched, reopen_forever
 from edge_agent.capture.witness import Sight, SourceWitness, Witness
 from edge_agent.inference_service import InferenceService
-from edge_agent.sources import Frame, frames
+from edge_agent.sources import Frame, Seen, frames, see_pixels
 from primespark.core.capture_settings import CaptureSettings
 from primespark.core.clock import utc_now
 from primespark.core.logging import get_logger
@@ -138,7 +138,7 @@ class Capture:
             while True:
                 pixels = await process.frame()
                 watched.go_live()
-                self._offer(camera, Frame(watched.name, partial(_given, pixels)))
+                self._offer(camera, Frame(watched.name, partial(see_pixels, pixels)))
                 await pace.wait()
 
     def _offer(self, camera: Camera, frame: Frame) -> None:
@@ -161,7 +161,7 @@ class Capture:
         look = _Look(frame, camera.watched.source)
         try:
             found = await self._service.see(look, detector)
-            await self._witness.take(camera.witness, sight, look.pixels, found)
+            await self._witness.take(camera.witness, sight, look.seen, found)
         except PrimeSparkError as error:
             camera.watched.frame_fault = error.message
             is_full = isinstance(error, OverloadedError)
@@ -196,18 +196,15 @@ class _Pace:
 
 
 class _Look:
-    """The region of a frame, decoded by the thread that infers; what it saw stays in `pixels`."""
+    """The region of a frame, decoded by the thread that infers; what it saw stays in `seen`, with the digest of all."""
 
     def __init__(self, frame: Frame, source: ConfiguredSource) -> None:
         self._frame = frame
         self._region = source.settings.region
         # Assigned by the call: there is no frame before.
-        self.pixels: Pixels
+        self.seen: Seen
 
     def __call__(self) -> Pixels:
-        self.pixels = cut(self._frame.image(), self._region)
-        return self.pixels
-
-
-def _given(pixels: Pixels) -> Pixels:
-    return pixels
+        frame = self._frame.see()
+        self.seen = replace(frame, pixels=cut(frame.pixels, self._region))
+        return self.seen.pixels

@@ -21,7 +21,9 @@ from edge_agent.capture.pictures import MAX_TRAVELLING_BYTES, Pixels, crop, enco
 from edge_agent.capture.rules import Event, RuleBook
 from edge_agent.capture.tracking import Detection, Tracker
 from edge_agent.inference_service import Inference
+from edge_agent.input_digest import InputDigest
 from edge_agent.queue import NewFact, OfflineQueue
+from edge_agent.sources import Seen
 from primespark.core.capture_settings import CaptureSettings
 from primespark.core.clock import to_rfc3339
 from primespark.core.logging import get_logger
@@ -108,20 +110,21 @@ class Witness:
         """The memory of one source, for use with `take`."""
         return SourceWitness(source, self._settings, self._minimum_score)
 
-    async def take(self, source: SourceWitness, sight: Sight, pixels: Pixels, found: Inference) -> None:
+    async def take(self, source: SourceWitness, sight: Sight, seen: Seen, found: Inference) -> None:
         """Keep and tell what a frame shows: its result and its events become facts together, or none of them.
 
         Raises:
             OverloadedError: Code `queue_full`; pictures are kept and listeners told nevertheless.
         """
+        pixels = seen.pixels
         self.latest[source.name] = Latest(pixels, found.predictions, sight.time)
         events = source.events(found.predictions, pixels, sight.at_s)
-        result = to_value(found, sight.frame_name)
-        told = [await self._describe(event, source.name, sight, pixels, found) for event in events]
+        result = to_value(found, sight.frame_name, seen.digest)
+        told = [await self._describe(event, source.name, sight, seen, found) for event in events]
         self._broadcast.tell("result", {"time": to_rfc3339(sight.time), **result})
         for value in told:
             self._broadcast.tell("event", {"time": to_rfc3339(sight.time), **value})
-        await self._keep_example(source, sight, pixels, found)
+        await self._keep_example(source, sight, seen, found)
         facts = []
         for event, value in zip(events, told, strict=True):
             sent = value | await self._travelling_image(event, pixels)
@@ -138,11 +141,9 @@ class Witness:
                     self._tell("pictures_not_expired", "disk_error", str(error))
             await asyncio.sleep(_EXPIRE_EVERY_S)
 
-    async def _describe(
-        self, event: Event, source: str, sight: Sight, pixels: Pixels, found: Inference
-    ) -> dict[str, Any]:
+    async def _describe(self, event: Event, source: str, sight: Sight, seen: Seen, found: Inference) -> dict[str, Any]:
         """The value of an event's fact, its snapshot kept."""
-        height, width = pixels.shape[:2]
+        height, width = seen.pixels.shape[:2]
         detection = event.track.detection
         box = detection.box.scaled(width, height)
         value = {
@@ -151,10 +152,11 @@ class Witness:
             "box": {name: round(getattr(box, name), 2) for name in ("x_min", "y_min", "x_max", "y_max")},
             "image_width": width, "image_height": height,
             "model": found.model, "model_version": found.model_version, "model_digest": found.model_digest,
+            **seen.digest.to_value(),
         }  # fmt: skip
         snapshot = None
         if event.rule.snapshot:
-            snapshot = await self._keep(PictureKind.EVENT, pixels, value)
+            snapshot = await self._keep(PictureKind.EVENT, seen.pixels, value)
         return value | {"snapshot": snapshot}
 
     async def _travelling_image(self, event: Event, pixels: Pixels) -> dict[str, Any]:
@@ -166,17 +168,18 @@ class Witness:
         data = await asyncio.to_thread(encode_jpeg, shown, MAX_TRAVELLING_BYTES)
         return {"image_kind": policy, "image_jpeg_base64": base64.b64encode(data).decode()}
 
-    async def _keep_example(self, source: SourceWitness, sight: Sight, pixels: Pixels, found: Inference) -> None:
+    async def _keep_example(self, source: SourceWitness, sight: Sight, seen: Seen, found: Inference) -> None:
         daily_bytes = self._settings.hard_examples.daily_bytes
         if not daily_bytes:
             return
+        pixels = seen.pixels
         reason = source.examples.choose(pixels, found.predictions, sight.at_s)
         if reason is not None:
             note = {
                 "reason": reason, "source": source.name, "frame": sight.frame_name, "model": found.model,
                 "image_width": pixels.shape[1], "image_height": pixels.shape[0],
                 "model_version": found.model_version, "model_digest": found.model_digest,
-                "predictions": found.predictions[:_MAX_NOTED],
+                "predictions": found.predictions[:_MAX_NOTED], **seen.digest.to_value(),
             }  # fmt: skip
             kept = await self._keep(PictureKind.EXAMPLE, pixels, note, daily_bytes)
             EXAMPLES.labels(reason.value, "kept" if kept else "not_kept").inc()
@@ -198,10 +201,10 @@ class Witness:
             log.warning(event, code=code, cause=cause)
 
 
-def to_value(found: Inference, source: str) -> dict[str, object]:
+def to_value(found: Inference, source: str, digest: InputDigest) -> dict[str, object]:
     """The value of an `inference_results` fact."""
     return {
         "model": found.model, "model_version": found.model_version, "model_digest": found.model_digest,
         "model_type": found.model_type, "device": found.device, "source": source, "predictions": found.predictions,
-        "latency_ms": found.latency_ms,
+        "latency_ms": found.latency_ms, **digest.to_value(),
     }  # fmt: skip

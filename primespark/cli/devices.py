@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import typer
 from rich.console import Console
@@ -40,17 +40,18 @@ def list_devices(settings: Settings, as_json: bool) -> None:
                 "epoch": row.epoch,
                 "enrolled_at": row.enrolled_at.isoformat(),
                 "last_seen_at": row.last_seen_at.isoformat() if row.last_seen_at else None,
+                "overdue_since": row.overdue_since.isoformat() if row.overdue_since else None,
             }
             for row in rows
         ]
         typer.echo(json.dumps({"items": items, "next_cursor": None}))
         return
     table = Table(title="Devices")
-    for heading in ("device", "epoch", "enrolled", "last seen"):
+    for heading in ("device", "epoch", "enrolled", "last seen", "overdue since"):
         table.add_column(heading)
     for row in rows:
-        seen = f"{row.last_seen_at:%Y-%m-%d %H:%M:%S} UTC" if row.last_seen_at else "never"
-        table.add_row(row.device_id, str(row.epoch), f"{row.enrolled_at:%Y-%m-%d %H:%M:%S} UTC", seen)
+        seen, overdue = _moment(row.last_seen_at, "never"), _moment(row.overdue_since, "")
+        table.add_row(row.device_id, str(row.epoch), _moment(row.enrolled_at), seen, overdue)
     Console().print(table)
 
 
@@ -77,6 +78,10 @@ def parse_duration(text: str) -> timedelta:
     if match is None or int(match[1]) == 0:
         raise InvalidInputError(f"not a duration: {text!r}", remedy="write 90s, 15m, 1h or 7d")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def _moment(moment: datetime | None, none: str = "") -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC" if moment else none
 
 
 @contextmanager

@@ -35,6 +35,7 @@ app.add_typer(models, name="models")
 app.add_typer(offline, name="offline")
 app.add_typer(config, name="config")
 
+_MAX_SEQ = 2**62
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -120,6 +121,20 @@ def doctor(as_json: Json = False) -> None:
     from primespark.cli.doctor import run_doctor
 
     raise typer.Exit(run_doctor(_settings(), as_json))
+
+
+@app.command()
+def lineage(
+    device_id: Annotated[str, typer.Argument(metavar="DEVICE")],
+    stream: Annotated[str, typer.Argument(help="As the device names it: inference_results, events, telemetry …")],
+    seq: Annotated[int, typer.Argument(min=1, max=_MAX_SEQ, help="Of the fact.")],
+    epoch: Annotated[int | None, typer.Option(min=1, max=_MAX_SEQ, help="The newest that has it unless given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show where a stored fact comes from: its batch, frame and model (on the cloud's machine)."""
+    from primespark.cli.lineage import show
+
+    show(_settings(), device_id, stream, seq, epoch, as_json)
 
 
 @offline.command("status")

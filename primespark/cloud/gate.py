@@ -19,7 +19,7 @@ from primespark.core.web import Principal, Role, require
 from primespark.core.web.access import allow_anyone
 from primespark.core.web.bodies import parse_model, read_body, read_model
 from primespark.errors import AuthorizationError, MalformedError, NotFoundError
-from primespark.store import devices, documents, server
+from primespark.store import devices, documents, server, tombstones
 from primespark.store import gate as store_gate
 from primespark.sync.records import (
     MAX_RECORDS_PER_BATCH,
@@ -106,7 +106,7 @@ async def pull(
     while True:
         # Taken before the read: a commit between read and wait completes it.
         ticket = cloud.notifier.ticket()
-        read = partial(documents.pull, device_id=device.name, cursor=cursor, limit=limit)
+        read = partial(tombstones.pull, device_id=device.name, cursor=cursor, limit=limit, now=utc_now())
         page = await cloud.transact(read)
         remaining_s = deadline - asyncio.get_running_loop().time()
         if page.changes or remaining_s <= 0:

@@ -237,6 +237,7 @@ def _device(row: devices.DeviceRow) -> dict[str, Any]:
         "epoch": row.epoch,
         "enrolled_at": to_rfc3339(row.enrolled_at),
         "last_seen_at": to_rfc3339(row.last_seen_at) if row.last_seen_at else None,
+        "overdue_since": to_rfc3339(row.overdue_since) if row.overdue_since else None,
         "capabilities": row.capabilities,
         "versions": row.versions,
     }

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Host = Annotated[str, Field(min_length=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
+Days = Annotated[float, Field(gt=0, le=3650)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

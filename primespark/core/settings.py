@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from primespark.core.cache_settings import EdgeCacheSettings
 from primespark.core.capture_settings import CaptureSettings
 from primespark.core.identifiers import DeviceId
-from primespark.core.sections import Host, Port, PositiveInt, Seconds, Section
+from primespark.core.sections import Days, Host, Port, PositiveInt, Seconds, Section
 from primespark.core.slot_settings import SlotSettings
 from primespark.errors import ConfigurationError
 
@@ -174,6 +174,12 @@ class SyncSettings(Section):
     pull_wait_s: Annotated[float, Field(ge=0, le=60)] = 20.0
     retry_base_s: Seconds = 1.0
     retry_max_s: Seconds = 300.0
+    # What the rounds of the cloud's side go by.
+    overdue_after_s: Seconds = 900.0
+    backlog_warning_s: Seconds = 3600.0
+    cursor_inactive_days: Days = 30.0
+    tombstone_days: Days = 30.0
+    blob_days: Days = 30.0
 
 
 class OrchestrationSettings(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from primespark.core.identifiers import sha256_hex
@@ -12,6 +13,8 @@ from primespark.core.paths import private_directory
 from primespark.errors import IntegrityError, NotFoundError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_STAGING = ".staging-"
+_DOOMED = ".doomed-"
 
 
 class BlobStore:
@@ -24,11 +27,11 @@ class BlobStore:
         """Store `data` durably; its SHA-256."""
         sha256 = sha256_hex(data)
         target = self.path(sha256)
-        if target.is_file() and sha256_hex(target.read_bytes()) == sha256:
+        if self._is_whole(sha256) and self.keep(sha256):
             return sha256
         private_directory(target.parent)
         # A name of its own: two writers of the same blob must not write into one file.
-        descriptor, staging = tempfile.mkstemp(dir=target.parent, prefix=".staging-")
+        descriptor, staging = tempfile.mkstemp(dir=target.parent, prefix=_STAGING)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -62,6 +65,49 @@ class BlobStore:
         """Whether there is such a blob."""
         return self.path(sha256).is_file()
 
+    def kept_since(self) -> Iterator[tuple[str, float]]:
+        """Every blob, and when it was last put or kept, in seconds since the epoch."""
+        for path in self._root.glob("[0-9a-f][0-9a-f]/*"):
+            if _SHA256.fullmatch(path.name):
+                try:
+                    yield path.name, path.stat().st_mtime
+                except FileNotFoundError:
+                    continue  # removed meanwhile
+
+    def keep(self, sha256: str) -> bool:
+        """Count a blob's age from now on; whether there is such a blob."""
+        try:
+            os.utime(self.path(sha256))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def remove_older(self, sha256: str, before: float) -> bool:
+        """Remove a blob that was last put or kept before this time; whether that was so."""
+        path = self.path(sha256)
+        # Under another name first: whoever puts the same blob now either made it young in time, or writes it anew.
+        doomed = path.with_name(f"{_DOOMED}{sha256}")
+        try:
+            path.replace(doomed)
+        except FileNotFoundError:
+            return False
+        if doomed.stat().st_mtime >= before:
+            doomed.replace(path)
+            return False
+        doomed.unlink()
+        return True
+
+    def tidy(self, before: float) -> None:
+        """Undo what a kill left of a removal, and drop what one left of a `put` before this time; with one remover."""
+        for doomed in self._root.glob(f"[0-9a-f][0-9a-f]/{_DOOMED}*"):
+            doomed.replace(doomed.with_name(doomed.name.removeprefix(_DOOMED)))
+        for staging in self._root.glob(f"[0-9a-f][0-9a-f]/{_STAGING}*"):
+            try:
+                if staging.stat().st_mtime < before:
+                    staging.unlink()
+            except FileNotFoundError:
+                continue  # it became a blob
+
     def path(self, sha256: str) -> Path:
         """Where a blob lies, or would lie.
 
@@ -71,6 +117,12 @@ class BlobStore:
         if not _SHA256.fullmatch(sha256):
             raise _no_blob(sha256)
         return self._root / sha256[:2] / sha256
+
+    def _is_whole(self, sha256: str) -> bool:
+        try:
+            return sha256_hex(self.path(sha256).read_bytes()) == sha256
+        except FileNotFoundError:
+            return False
 
 
 def _sync_folder(folder: Path) -> None:

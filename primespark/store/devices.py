@@ -38,6 +38,7 @@ class DeviceRow:
     last_seen_at: datetime | None
     capabilities: dict[str, Any]
     versions: dict[str, str]
+    overdue_since: datetime | None = None
 
 
 def create_token(connection: Connection, uses: int, lifetime: timedelta) -> str:
@@ -191,7 +192,8 @@ def _write_enrolment(
     epoch = 1 if known is None else known.epoch + 1
     fields = {
         "key_sha256": sha256_hex(key.encode()), "token_sha256": token_sha256, "epoch": epoch,
-        "enrolled_at": func.now(), "last_seen_at": None, "capabilities": capabilities, "versions": versions,
+        "enrolled_at": func.now(), "last_seen_at": None, "overdue_since": None, "cursor": None, "cursor_at": None,
+        "capabilities": capabilities, "versions": versions,
     }  # fmt: skip
     if known is None:
         made = connection.execute(
@@ -205,8 +207,11 @@ def _write_enrolment(
 
 
 def _device_row(row: Row[Any]) -> DeviceRow:
+    # The next round takes the mark away; it is wrong as soon as the device was seen.
+    is_back = row.overdue_since and row.last_seen_at and row.last_seen_at >= row.overdue_since
     return DeviceRow(
-        row.device_id, row.epoch, row.enrolled_at, row.last_seen_at, row.capabilities, row.versions
+        row.device_id, row.epoch, row.enrolled_at, row.last_seen_at, row.capabilities, row.versions,
+        None if is_back else row.overdue_since,
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def apply_batch(connection: Connection, request: PushRequest, digest: str, recei
     if given is not None:
         return given
     _check_position(connection, request, epoch)
-    intake = _Intake(request.replica_id, request.epoch, _watermarks(connection, request))
+    intake = _Intake(request.replica_id, request.epoch, request.batch_seq, _watermarks(connection, request))
     changes = intake.take_all(request)
     intake.store(connection, received_at)
     told_bytes = 0
@@ -78,6 +78,7 @@ class _Intake:
 
     device_id: str
     epoch: int
+    batch_seq: int
     watermarks: dict[str, int]
     results: list[RecordResult] = field(default_factory=list)
     _facts: list[tuple[Fact, str]] = field(default_factory=list)
@@ -107,7 +108,7 @@ class _Intake:
 
     def store(self, connection: Connection, received_at: datetime) -> None:
         """Write everything; what others may wait for comes last."""
-        _insert_facts(connection, self.device_id, self.epoch, self._facts)
+        _insert_facts(connection, self.device_id, self.epoch, self.batch_seq, self._facts)
         _insert_lost(connection, self._lost, received_at)
         _move_watermarks(connection, self.device_id, self.epoch, {s: self.watermarks[s] for s in self._moved})
         samples.insert(connection, self._samples)
@@ -173,7 +174,8 @@ class _Intake:
             groups.setdefault((*kind, sizes[kind] // MAX_LOG_ROW_BYTES), []).append(fact)
         return [
             sync_log.FactRange(
-                data_class=data_class, device_id=self.device_id, epoch=self.epoch, stream=stream,
+                data_class=data_class, device_id=self.device_id, epoch=self.epoch,
+                batch_seq=self.batch_seq, stream=stream,
                 seq_from=group[0].seq, seq_to=group[-1].seq, rows=len(group),
                 time_from=min(fact.time for fact in group), time_to=max(fact.time for fact in group),
             )
@@ -243,19 +245,24 @@ def _watermarks(connection: Connection, request: PushRequest) -> dict[str, int]:
     return {row.stream: row.seq for row in rows}
 
 
-def _insert_facts(connection: Connection, device_id: str, epoch: int, taken: list[tuple[Fact, str]]) -> None:
+def _insert_facts(
+    connection: Connection, device_id: str, epoch: int, batch_seq: int, taken: list[tuple[Fact, str]]
+) -> None:
     if not taken:
         return
     connection.execute(
         text(
-            "INSERT INTO sync.fact (device_id, epoch, stream, seq, data_class, time, boot_id, monotonic_ns, value)"
-            " SELECT :device_id, :epoch, given.* FROM unnest(CAST(:streams AS text[]), CAST(:seqs AS bigint[]),"
-            " CAST(:classes AS text[]), CAST(:times AS timestamptz[]), CAST(:boots AS text[]),"
+            "INSERT INTO sync.fact"
+            " (device_id, epoch, batch_seq, stream, seq, data_class, time, boot_id, monotonic_ns, value)"
+            " SELECT :device_id, :epoch, :batch_seq, given.*"
+            " FROM unnest(CAST(:streams AS text[]), CAST(:seqs AS bigint[]), CAST(:classes AS text[]),"
+            " CAST(:times AS timestamptz[]), CAST(:boots AS text[]),"
             " CAST(:monotonic AS bigint[]), CAST(:values AS jsonb[])) AS given"
         ),
         {
             "device_id": device_id,
             "epoch": epoch,
+            "batch_seq": batch_seq,
             "streams": [fact.stream for fact, _ in taken],
             "seqs": [fact.seq for fact, _ in taken],
             "classes": [fact.data_class.value for fact, _ in taken],

@@ -38,6 +38,11 @@ device = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("enrolled_at", _Moment, nullable=False, server_default=func.now()),
     Column("last_seen_at", _Moment),  # null: not since it enrolled
+    # How far it has read the log, by its own word when it pulls; null: it has not pulled yet.
+    Column("cursor", BigInteger),
+    Column("cursor_at", _Moment),
+    # Since when it is silent for longer than it may be; no longer true once it was seen after that.
+    Column("overdue_since", _Moment),
     Column("capabilities", JSONB, nullable=False),
     Column("versions", JSONB, nullable=False),
     schema="sync",
@@ -90,6 +95,7 @@ fact = Table(
     Column("boot_id", Text, nullable=False),
     Column("monotonic_ns", BigInteger, nullable=False),
     Column("value", JSONB, nullable=False),
+    Column("batch_seq", BigInteger),  # null: from before batches were kept
     PrimaryKeyConstraint("device_id", "epoch", "stream", "seq"),
     schema="sync",
 )
@@ -108,7 +114,8 @@ lost = Table(
     schema="sync",
 )
 
-# One row per (batch, stream) of facts and per document change; allocated under a lock, so its order is commit order.
+# One row per (batch, stream, class) of facts, of long values several, and per document change; allocated under a lock,
+# so its order is commit order and the rows of a batch follow one another.
 log = Table(
     "log",
     metadata,
@@ -126,6 +133,8 @@ log = Table(
     Column("time_from", _Moment),
     Column("time_to", _Moment),
     Column("received_at", _Moment, nullable=False, server_default=func.now()),
+    Column("batch_seq", BigInteger),  # null: a document
+    Index("log_batch", "device_id", "epoch", "batch_seq", postgresql_where=text("batch_seq IS NOT NULL")),
     schema="sync",
 )
 
@@ -150,6 +159,30 @@ relay = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("log_seq", BigInteger, nullable=False),
+    schema="sync",
+)
+
+# Up to which seq of a stream a round found every fact stored or on record as lost.
+audited = Table(
+    "audited",
+    metadata,
+    Column("device_id", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("stream", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    PrimaryKeyConstraint("device_id", "epoch", "stream"),
+    schema="sync",
+)
+
+# What the rounds of the cloud's side remember.
+round_ = Table(
+    "round",
+    metadata,
+    Column("only_row", Boolean, CheckConstraint("only_row"), primary_key=True, server_default=text("true")),
+    Column("log_seq", BigInteger, nullable=False),
+    # The highest `log_seq` of a removed tombstone: a device that has read less far may have missed it.
+    Column("tombstone_watermark", BigInteger, nullable=False),
+    Column("finished_at", _Moment),
     schema="sync",
 )
 

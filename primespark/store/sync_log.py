@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, select, text
+from sqlalchemy import Connection, and_, func, insert, select, text, tuple_
 
 from primespark.store.schema import log
 
@@ -27,6 +27,7 @@ class FactRange:
     data_class: str
     device_id: str
     epoch: int
+    batch_seq: int
     stream: str
     seq_from: int
     seq_to: int
@@ -37,13 +38,25 @@ class FactRange:
 
 @dataclass(frozen=True, slots=True)
 class ClassSummary:
-    """What came in of one data class."""
+    """What came in of one data class.
+
+    Attributes:
+        log_from: Its first row of the log.
+        log_to: Its last.
+        devices: Whose facts came; of documents, the scopes.
+        batches: In how many batches; 0 of documents.
+        rows: Facts, or changes of documents.
+        documents: How many of them changed; 0 of facts.
+        time_from: The earliest time of a fact; when the first change of a document came.
+        time_to: The latest.
+    """
 
     log_from: int
     log_to: int
     devices: tuple[str, ...]
     batches: int
     rows: int
+    documents: int
     time_from: datetime
     time_to: datetime
 
@@ -75,8 +88,8 @@ def append_facts(connection: Connection, ranges: Sequence[FactRange], received_a
         connection.execute(
             insert(log).values(
                 kind=FACTS, data_class=entry.data_class, device_id=entry.device_id, epoch=entry.epoch,
-                stream=entry.stream, seq_from=entry.seq_from, seq_to=entry.seq_to, rows=entry.rows,
-                time_from=entry.time_from, time_to=entry.time_to, received_at=received_at,
+                batch_seq=entry.batch_seq, stream=entry.stream, seq_from=entry.seq_from, seq_to=entry.seq_to,
+                rows=entry.rows, time_from=entry.time_from, time_to=entry.time_to, received_at=received_at,
             )
         )  # fmt: skip
     _notify(connection)
@@ -93,32 +106,61 @@ def append_document(connection: Connection, data_class: str, scope: str, key: st
 
 
 def summarise(connection: Connection, after: int, limit: int) -> LogSummary:
-    """Facts in the first `limit` rows of the log after `after`."""
-    page = select(log).where(log.c.log_seq > after).order_by(log.c.log_seq).limit(limit).subquery()
-    end = connection.execute(select(func.max(page.c.log_seq))).scalar_one()
+    """What the log says after `after`, in about `limit` rows: it ends with a whole batch, so none is counted twice."""
+    end = _page_end(connection, after, limit)
     if end is None:
         return LogSummary(after, {})
+    batch = tuple_(log.c.device_id, log.c.epoch, log.c.batch_seq)
+    is_document = log.c.kind == DOCUMENT
     rows = connection.execute(
         select(
-            page.c.data_class,
-            func.min(page.c.log_seq),
-            func.max(page.c.log_seq),
-            func.array_agg(page.c.device_id.distinct()),
-            func.count(),
-            func.sum(page.c.rows),
-            func.min(page.c.time_from),
-            func.max(page.c.time_to),
+            log.c.data_class,
+            func.min(log.c.log_seq),
+            func.max(log.c.log_seq),
+            func.array_agg(func.coalesce(log.c.device_id, log.c.scope).distinct()),
+            func.count(batch.distinct()).filter(log.c.kind == FACTS),
+            func.sum(log.c.rows),
+            func.count(tuple_(log.c.scope, log.c.key).distinct()).filter(is_document),
+            func.min(func.coalesce(log.c.time_from, log.c.received_at)),
+            func.max(func.coalesce(log.c.time_to, log.c.received_at)),
         )
-        # Rows that came since `end` was read must wait for the next cursor.
-        .where(page.c.kind == FACTS, page.c.log_seq <= end)
-        .group_by(page.c.data_class)
-        .order_by(page.c.data_class)
+        .where(log.c.log_seq > after, log.c.log_seq <= end)
+        .group_by(log.c.data_class)
+        .order_by(log.c.data_class)
     )
     classes = {
-        name: ClassSummary(log_from, log_to, tuple(sorted(devices)), batches, int(total), time_from, time_to)
-        for name, log_from, log_to, devices, batches, total, time_from, time_to in rows
+        name: ClassSummary(log_from, log_to, tuple(sorted(devices)), batches, int(total), documents, time_from, time_to)
+        for name, log_from, log_to, devices, batches, total, documents, time_from, time_to in rows
     }
     return LogSummary(end, classes)
+
+
+def _page_end(connection: Connection, after: int, limit: int) -> int | None:
+    """The last row of the page, moved on to the last row of its batch; None when nothing came in."""
+    page = select(log.c.log_seq).where(log.c.log_seq > after).order_by(log.c.log_seq).limit(limit).subquery()
+    end: int | None = connection.execute(select(func.max(page.c.log_seq))).scalar_one()
+    if end is None:
+        return None
+    last, other = log.alias(), log.alias()
+    whole: int | None = connection.execute(
+        select(func.max(other.c.log_seq))
+        .join_from(
+            last,
+            other,
+            and_(
+                other.c.device_id == last.c.device_id,
+                other.c.epoch == last.c.epoch,
+                other.c.batch_seq == last.c.batch_seq,
+            ),
+        )
+        .where(last.c.log_seq == end)
+    ).scalar_one()
+    return end if whole is None else whole
+
+
+def wake(connection: Connection, scope: str) -> None:
+    """Wake who waits for documents of `scope` at commit, though the log does not grow."""
+    connection.execute(text("SELECT pg_notify(:channel, :topic)"), {"channel": CHANNEL, "topic": f"{DOCUMENT}:{scope}"})
 
 
 def _notify(connection: Connection) -> None:

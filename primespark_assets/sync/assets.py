@@ -1,4 +1,4 @@
-"""What devices push, one external asset per class of facts; `sensors.py` records what came."""
+"""What comes in, one external asset per data class; `sensors.py` records what came."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _DESCRIPTIONS = {
     "inference_results": "What models saw in frames.",
     "labels": "What people say frames show; the pipeline learns from them.",
     "metrics": "Measurements of what is attached to devices.",
+    "configurations": "Documents of devices and of the fleet, whoever changed them.",
 }
 EDGE_ASSETS = [
     dg.AssetSpec([EDGE, name], group_name=EDGE, kinds={"postgres"}, description=description)

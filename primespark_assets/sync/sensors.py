@@ -34,10 +34,15 @@ _MAX_DEVICES_NAMED = 100
     name="edge_batches",
     minimum_interval_seconds=_GATHER_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Records what devices pushed.",
+    description="Records what devices pushed and which documents changed.",
 )
 def edge_batches(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
     """Record what came in since the cursor; wait for something if nothing did."""
+    return record(context, store)
+
+
+def record(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
+    """What a tick does, whichever sensor it is of."""
     from primespark.store import sync_log
 
     after = _position(context.cursor)
@@ -78,18 +83,24 @@ def _recorded(instance: dg.DagsterInstance, name: str) -> int:
 def _event(name: str, found: ClassSummary) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         asset_key=[EDGE, name],
-        description=f"{found.rows} facts in {found.batches} batches of {len(found.devices)} devices",
+        description=_describe(found),
         metadata={
             "log_from": found.log_from,
             "log_to": found.log_to,
             "devices": dg.MetadataValue.json(list(found.devices[:_MAX_DEVICES_NAMED])),
             "device_count": len(found.devices),
-            "batches": found.batches,
+            **({"documents": found.documents} if found.documents else {"batches": found.batches}),
             "rows": found.rows,
             "time_from": dg.MetadataValue.timestamp(found.time_from),
             "time_to": dg.MetadataValue.timestamp(found.time_to),
         },
     )
+
+
+def _describe(found: ClassSummary) -> str:
+    if found.documents:
+        return f"{found.rows} changes of {found.documents} documents in {len(found.devices)} scopes"
+    return f"{found.rows} facts in {found.batches} batches of {len(found.devices)} devices"
 
 
 def _position(cursor: str | None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 import time
 from typing import Any
@@ -12,6 +11,7 @@ import dagster as dg
 from sqlalchemy import Engine
 
 from primespark.store import documents
+from primespark_assets.sync import sensors as sync_sensors
 from primespark_assets.sync.sensors import edge_batches
 from tests.integration.assets.drive import materializations, store_events, tick
 from tests.integration.store.builders import batch, enrol, fact, push
@@ -87,14 +87,67 @@ def test_a_resent_batch_is_no_news(
     assert tick(edge_batches, instance, resources, found.cursor).asset_events == []
 
 
-def test_documents_move_the_cursor_and_make_no_event(
+def test_a_batch_of_many_streams_is_one_batch(
     instance: dg.DagsterInstance, resources: Resources, store_engine: Engine, devices: None
 ) -> None:
+    streams = [f"camera-{number}" for number in range(5)]
     with store_engine.begin() as connection:
-        documents.write_cloud(connection, "edge-1", "twin", {"desired": {"x": 1}})
+        for number in (1, 2):
+            facts = [fact(number, {"n": 1}, stream, data_class="inference_results") for stream in streams]
+            push(connection, batch(number, facts))
     found = tick(edge_batches, instance, resources)
-    assert found.asset_events == []
-    assert json.loads(found.cursor)["log_seq"] > 0
+    store_events(instance, found)
+    (results,) = materializations(instance, "edge", "inference_results")
+    assert (results["batches"], results["rows"], results["devices"]) == (2, 10, ["edge-1"])
+
+
+def test_batches_counted_over_all_ticks_are_those_applied_whatever_is_killed(
+    instance: dg.DagsterInstance, resources: Resources, store_engine: Engine, devices: None, monkeypatch: Any
+) -> None:
+    # Pages that end in the middle of a batch, and a daemon that dies after each number of stored events in turn.
+    monkeypatch.setattr(sync_sensors, "_MAX_LOG_ROWS_PER_TICK", 2)
+    cursor, applied, killed_after = None, 0, itertools.cycle((0, 1, 2, 3))
+    for number in range(1, 13):
+        facts = [fact(number, {"cpu_percent": 1.0}, f"board-{n}", data_class="telemetry") for n in range(3)]
+        facts.append(fact(number, {"n": 1}, "inference_results"))
+        with store_engine.begin() as connection:
+            push(connection, batch(number, facts))
+        applied += 1
+        found = tick(edge_batches, instance, resources, cursor)
+        survivors = next(killed_after)
+        for event in found.asset_events[:survivors]:
+            instance.report_runless_asset_event(event)
+        if survivors >= len(found.asset_events):
+            cursor = found.cursor
+    while (found := tick(edge_batches, instance, resources, cursor)).cursor != cursor:
+        store_events(instance, found)
+        cursor = found.cursor
+    for name, per_batch in (("telemetry", 3), ("inference_results", 1)):
+        events = materializations(instance, "edge", name)
+        assert sum(event["batches"] for event in events) == applied
+        assert sum(event["rows"] for event in events) == applied * per_batch
+        assert all(before["log_to"] < after["log_from"] for before, after in itertools.pairwise(events))
+
+
+def test_changed_documents_are_one_event_of_a_tick(
+    instance: dg.DagsterInstance, resources: Resources, store_engine: Engine, devices: None
+) -> None:
+    cursor = None
+    for number in (1, 2):
+        with store_engine.begin() as connection:
+            for scope in ("edge-1", "fleet"):
+                documents.write_cloud(connection, scope, "twin", {"desired": {"x": number}})
+            documents.write_cloud(connection, "edge-1", "twin", {"desired": {"y": number}})
+        found = tick(edge_batches, instance, resources, cursor)
+        store_events(instance, found)
+        cursor = found.cursor
+    events = materializations(instance, "edge", "configurations")
+    assert [(event["rows"], event["documents"], event["devices"]) for event in events] == [
+        (3, 2, ["edge-1", "fleet"])
+    ] * 2
+    assert "batches" not in events[0]
+    assert events[0]["log_to"] < events[1]["log_from"]
+    assert tick(edge_batches, instance, resources, cursor).asset_events == []
 
 
 def test_a_waiting_tick_ends_with_a_commit(

@@ -18,6 +18,7 @@ from primespark.embedded import dagster as embedded
 from primespark_assets.definitions import build_defs, defs
 from primespark_assets.ml.assets import STAGES
 from primespark_assets.partitions import FIRST_HOUR, HOURS, hour_key
+from primespark_assets.sync.assets import CLASSES
 
 ROOT = Path(__file__).parents[3]
 HEAVY = ("mlflow", "faust", "sklearn", "skl2onnx", "pandas", "sqlalchemy", "psycopg2", "onnxruntime", "numpy")
@@ -55,11 +56,13 @@ def test_the_graph() -> None:
         "edge/inference_results": [],
         "edge/labels": [],
         "edge/metrics": [],
+        "edge/configurations": [],
+        "sync/round": [f"edge/{name}" for name in sorted(CLASSES)],
         "analytics/hourly_rollup": ["edge/metrics", "edge/telemetry"],
         "ml/data_ingestion": ["edge/labels"],
         **stages,
     }
-    assert {graph.get(key).group_name for key in graph.get_all_asset_keys()} == {"edge", "analytics", "ml"}
+    assert {graph.get(key).group_name for key in graph.get_all_asset_keys()} == {"edge", "sync", "analytics", "ml"}
     assert [key.path[1] for stage in STAGES for key in stage.keys] == STAGE_NAMES
 
 
@@ -72,12 +75,13 @@ def test_what_starts_by_itself_does() -> None:
         "edge_batches": 30, "new_labels": 1, "promoted_model": 1
     }  # fmt: skip
     assert {schedule.name: schedule.default_status for schedule in repository.schedule_defs} == {
-        "hourly_rollup_schedule": dg.DefaultScheduleStatus.RUNNING
+        "hourly_rollup_schedule": dg.DefaultScheduleStatus.RUNNING,
+        "sync_batches_schedule": dg.DefaultScheduleStatus.RUNNING,
     }
 
 
 def test_jobs_run_in_one_process_and_end() -> None:
-    for name in ("digits_pipeline_job", "hourly_rollup_job"):
+    for name in ("digits_pipeline_job", "hourly_rollup_job", "sync_batches"):
         job = defs.resolve_job_def(name)
         assert job.executor_def is dg.in_process_executor
         assert float(job.tags["dagster/max_runtime"]) > 0
@@ -86,9 +90,13 @@ def test_jobs_run_in_one_process_and_end() -> None:
 
 def test_the_gate_blocks_and_the_stages_share_one_pool() -> None:
     graph = defs.resolve_asset_graph()
-    (check,) = graph.asset_check_keys
-    assert (check.asset_key.to_user_string(), check.name) == ("ml/model_validation", "better_than_champion")
-    assert graph.get_check_spec(check).blocking
+    checks = {f"{check.asset_key.to_user_string()}:{check.name}": check for check in graph.asset_check_keys}
+    assert sorted(checks) == [
+        "ml/model_validation:better_than_champion",
+        "sync/round:no_dead_letters", "sync/round:no_sequence_gaps", "sync/round:nothing_waits_too_long",
+    ]  # fmt: skip
+    blocking = [name for name, check in checks.items() if graph.get_check_spec(check).blocking]
+    assert blocking == ["ml/model_validation:better_than_champion"]
     assert {stage.op.pool for stage in STAGES} == {"digits_model"}
 
 

@@ -28,7 +28,7 @@ for module in pkgutil.iter_modules(edge_agent.__path__):
     importlib.import_module("edge_agent." + module.name)
 from primespark.inference.models import load_bundled
 from edge_agent.sources import frames
-next(frames("samples", 25_000_000)).image()
+next(frames("samples", 25_000_000)).see()
 print([name for name in {FORBIDDEN!r} if name in sys.modules])
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

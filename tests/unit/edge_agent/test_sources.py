@@ -24,7 +24,7 @@ def write_image(path: Path, level: int) -> None:
 def test_samples_come_with_the_installed_packages() -> None:
     found = list(frames("samples", 25_000_000))
     assert len(found) >= 6
-    assert found[0].image().shape[2] == 3
+    assert found[0].see().pixels.shape[2] == 3
     assert found[0].source.startswith("samples/")
 
 
@@ -35,9 +35,9 @@ def test_a_folder_gives_its_images_in_order(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 cut off")
     found = list(frames(str(tmp_path), LIMIT))
     assert [frame.source for frame in found] == [f"{tmp_path.name}/{name}" for name in ("a.PNG", "b.png", "broken.jpg")]
-    assert [int(frame.image()[0, 0, 0]) for frame in found[:2]] == [1, 2]
+    assert [int(frame.see().pixels[0, 0, 0]) for frame in found[:2]] == [1, 2]
     with pytest.raises(InvalidInputError):
-        found[2].image()
+        found[2].see()
 
 
 def test_a_video_gives_its_frames_in_rgb(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_video_gives_its_frames_in_rgb(tmp_path: Path) -> None:
     video.release()
     found = list(frames(str(path), LIMIT))
     assert [frame.source for frame in found] == [f"clip.avi#{n}" for n in range(5)]
-    red, green, blue = found[0].image()[20, 30]
+    red, green, blue = found[0].see().pixels[20, 30]
     assert red > 200
     assert max(green, blue) < 60
     with pytest.raises(InvalidInputError):

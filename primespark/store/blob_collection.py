@@ -1,0 +1,62 @@
+"""Blobs that nothing names any more, removed after a while.
+
+What names a blob: documents, outputs of pipeline stages, and the manifests these name. Blobs lie beside the database,
+so nothing here is one transaction with it; instead a blob is kept from the moment it is put, which is before it is
+named, and each time it is found to be named its age begins anew.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, select, text
+
+from primespark.core.manifests import MAX_MANIFEST_BYTES
+from primespark.store.blobs import BlobStore
+from primespark.store.schema import round_
+
+# How exactly the age of a blob in use is kept.
+_KEEP_INTERVAL = timedelta(days=1)
+_NAME = re.compile(rb"[0-9a-f]{64}")
+
+
+def named(connection: Connection) -> set[str]:
+    """SHA-256 that occur in documents and in outputs of pipeline stages, whether there are such blobs or not."""
+    found = connection.execute(
+        text(
+            "SELECT DISTINCT match[1] FROM ("
+            "SELECT value AS content FROM sync.document UNION ALL SELECT output FROM control.pipeline_stage"
+            ") AS naming, regexp_matches(content::text, '[0-9a-f]{64}', 'g') AS match"
+        )
+    )
+    return set(found.scalars())
+
+
+def collect(connection: Connection, blobs: BlobStore, now: datetime, age: timedelta) -> int:
+    """Remove blobs that nothing has named for `age`; how many. Those who do so at once follow one another."""
+    connection.execute(select(round_.c.log_seq).with_for_update())
+    blobs.tidy((now - _KEEP_INTERVAL).timestamp())
+    kept = dict(blobs.kept_since())
+    in_use = _with_manifests(named(connection) & kept.keys(), kept, blobs)
+    for sha256 in in_use:
+        if kept[sha256] < (now - _KEEP_INTERVAL).timestamp():
+            blobs.keep(sha256)
+    before = (now - age).timestamp()
+    old = [sha256 for sha256, since in kept.items() if sha256 not in in_use and since < before]
+    return sum(blobs.remove_older(sha256, before) for sha256 in old)
+
+
+def _with_manifests(names: set[str], kept: dict[str, float], blobs: BlobStore) -> set[str]:
+    """These blobs, and all that those of them name which are small enough to be manifests."""
+    found, to_read = set(names), set(names)
+    while to_read:
+        path = blobs.path(to_read.pop())
+        try:
+            content = path.read_bytes() if path.stat().st_size <= MAX_MANIFEST_BYTES else b""
+        except FileNotFoundError:
+            continue
+        more = {name.decode() for name in _NAME.findall(content)} & kept.keys() - found
+        found |= more
+        to_read |= more
+    return found
