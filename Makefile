@@ -70,8 +70,9 @@ clean: ## Remove what was installed and made
 	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Compiled here, once: left to the first start, a dozen processes compile the same modules at the same time.
 .venv/.demo: requirements/demo.lock pyproject.toml | .venv/bin/python
-	$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/demo.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(PY) --require-hashes -r requirements/demo.lock
 	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	@touch $@
 
