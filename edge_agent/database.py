@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from edge_agent.schema import SCHEMA, VERSION
+from edge_agent.schema import VERSION, upgrade
 from primespark.core.logging import get_logger
 from primespark.core.paths import private_directory
 from primespark.errors import ConfigurationError, IntegrityError, OverloadedError, PrimeSparkError, UnavailableError
@@ -197,10 +197,10 @@ def _open(path: Path) -> sqlite3.Connection:
         if path.stat().st_size <= _CHECKED_BYTES:
             _check(connection)
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}; PRAGMA user_version = {VERSION}; COMMIT")
+        if version < VERSION:
+            upgrade(connection)
             _sync_directory(path.parent)
-        elif version != VERSION:
+        elif version > VERSION:
             raise ConfigurationError(
                 f"{path} is of version {version}, this program knows {VERSION}",
                 remedy="install the newer version again",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 
-VERSION = 1
-
 # An operation is a fact that is not acknowledged; `tail` is its JSON without stream and seq, which a new epoch changes.
 # At most one batch is under way. A document is `dirty` while the cloud lacks a write of this device.
-SCHEMA = """
+_FIRST = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE stream (
     name TEXT PRIMARY KEY, last_seq INTEGER NOT NULL DEFAULT 0, acknowledged_seq INTEGER NOT NULL DEFAULT 0,
@@ -33,6 +31,17 @@ CREATE TABLE document (
 ) WITHOUT ROWID;
 CREATE TABLE remembered (key TEXT PRIMARY KEY) WITHOUT ROWID
 """
+
+# What takes a file from each version to the next, the first from none. A version that was published never changes.
+STEPS = (_FIRST,)
+VERSION = len(STEPS)
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Bring a file of any older version to `VERSION`, all of it or nothing."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    steps = "; ".join(STEPS[version:])
+    connection.executescript(f"BEGIN IMMEDIATE; {steps}; PRAGMA user_version = {VERSION}; COMMIT")
 
 
 def read_meta(connection: sqlite3.Connection, name: str) -> str | None:
