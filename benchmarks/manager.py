@@ -26,7 +26,7 @@ from primespark.inference.onnx_engine import OnnxEngine
 from primespark.inference.samples import sample_images
 from primespark.inference.yolo import YoloDetector
 
-_ROUNDS = 60
+_ROUNDS = 200
 _WARM_UP_ROUNDS = 3
 _SEED = 7
 _FRAME = "coffee.png"
@@ -49,18 +49,18 @@ async def _run() -> list[Result]:
     image = decode_image(dict(sample_images())[_FRAME], _MAX_PIXELS)
     bundled = load_bundled(DETECTOR, 1, 0.4)
     shaped, frame = _shaped(), _frame(image)
-    results = [await _overhead("coco-ssd", bundled, image), await _overhead("YOLOv8n's shape", shaped, frame)]
+    results = [*await _overhead("coco-ssd", bundled, image), *await _overhead("YOLOv8n's shape", shaped, frame)]
     planes = np.zeros((1, 3, SIDE, SIDE), np.float32)
     boxes, raw = await _interleaved(_calls(shaped.predict, frame), _calls(shaped.engine.run, {"images": planes}))
-    ratio = boxes / raw
+    ratio = _ratio(boxes, raw)
     results.append(
         Result(
             area="manager",
             name="from a decoded frame of 720p to boxes, YOLOv8n's shape",
-            value=boxes * 1e3,
+            value=median(boxes) * 1e3,
             unit="ms",
             against="the network alone",
-            reference=raw * 1e3,
+            reference=median(raw) * 1e3,
             ratio=ratio,
             goal=f"<= {_DETECTION_LIMIT}",
             ok=ratio <= _DETECTION_LIMIT,
@@ -69,25 +69,43 @@ async def _run() -> list[Result]:
     return results
 
 
-async def _overhead(name: str, model: ServedModel, image: NDArray[np.uint8]) -> Result:
+async def _overhead(name: str, model: ServedModel, image: NDArray[np.uint8]) -> list[Result]:
     manager = EdgeInferenceManager(InferenceSettings())
     # The door has no other way to be given a model.
     manager._service.slots.put(model)
     request = InferenceRequest(model_name=model.name, model_type=model.model_type, input_data=image)
-    through, bare = await _interleaved(lambda: manager.infer(request), _calls(model.predict, image))
-    await manager.shutdown()
-    ratio, more_ms = through / bare, (through - bare) * 1e3
-    return Result(
-        area="manager",
-        name=f"{name} through the manager",
-        value=through * 1e3,
-        unit="ms",
-        against="the model called directly",
-        reference=bare * 1e3,
-        ratio=ratio,
-        goal=f"< {_LIMIT} and < {_LIMIT_MS:g} ms more",
-        ok=ratio < _LIMIT and more_ms < _LIMIT_MS,
+    through, bare, on_a_thread = await _interleaved(
+        lambda: manager.infer(request),
+        _calls(model.predict, image),
+        lambda: asyncio.to_thread(model.predict, image),
     )
+    await manager.shutdown()
+    ratio, more_ms = _ratio(through, bare), _difference(through, bare) * 1e3
+    return [
+        Result(
+            area="manager",
+            name=f"{name} through the manager",
+            value=median(through) * 1e3,
+            unit="ms",
+            against="the model called directly",
+            reference=median(bare) * 1e3,
+            ratio=ratio,
+            goal=f"< {_LIMIT} and < {_LIMIT_MS:g} ms more",
+            ok=ratio < _LIMIT and more_ms < _LIMIT_MS,
+        ),
+        Result(
+            area="manager",
+            name=f"{name} through the manager",
+            value=median(through) * 1e3,
+            unit="ms",
+            against="the model called by asyncio.to_thread",
+            reference=median(on_a_thread) * 1e3,
+            # Whoever serves more than one caller hands work to a thread: what the standard library takes for that.
+            ratio=_ratio(through, on_a_thread),
+            goal="none",
+            ok=True,
+        ),
+    ]
 
 
 def _shaped() -> ServedModel:
@@ -113,16 +131,25 @@ def _calls(function: Callable[[Any], object], argument: Any) -> Call:
     return call
 
 
-async def _interleaved(first: Call, second: Call) -> tuple[float, float]:
-    """Median CPU seconds of each; every round calls both in a new order."""
-    taken: dict[int, list[float]] = {0: [], 1: []}
+async def _interleaved(*calls: Call) -> list[list[float]]:
+    """CPU seconds of each call by round; every round makes all of them, in a new order."""
+    taken: list[list[float]] = [[] for _ in calls]
     shuffle = random.Random(_SEED).shuffle  # noqa: S311 (an order, not a secret)
-    order = [0, 1]
+    order = list(range(len(calls)))
     for index in range(_WARM_UP_ROUNDS + _ROUNDS):
         shuffle(order)
         for which in order:
             started = time.process_time()
-            await (first, second)[which]()
+            await calls[which]()
             if index >= _WARM_UP_ROUNDS:
                 taken[which].append(time.process_time() - started)
-    return median(taken[0]), median(taken[1])
+    return taken
+
+
+def _ratio(first: list[float], second: list[float]) -> float:
+    """The median of the rounds' ratios: a machine's pace changes over seconds, less within a round."""
+    return median(a / b for a, b in zip(first, second, strict=True))
+
+
+def _difference(first: list[float], second: list[float]) -> float:
+    return median(a - b for a, b in zip(first, second, strict=True))

@@ -166,7 +166,9 @@ async def by_deadline(work: Awaitable[Answer], deadline: float | None) -> Answer
     Raises:
         DeadlineExceededError: No answer by then.
     """
-    scope = asyncio.timeout(None if deadline is None else deadline - time.monotonic())
+    if deadline is None:
+        return await work
+    scope = asyncio.timeout(deadline - time.monotonic())
     try:
         async with scope:
             return await work
