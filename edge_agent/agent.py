@@ -144,7 +144,7 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     edge = settings.edge
     files = CredentialFiles(folder, edge)
     queue = OfflineQueue(database, edge.offline)
-    documents = Documents(database, edge.device_id)
+    documents = Documents(database, edge.device_id, settings.sync.fleet_writable)
     # Cameras need it from the first frame on; without any it is loaded as the others are.
     is_loaded = settings.looks or edge.inference.accelerator.detector is not None
     loaded_at_start = frozenset({DETECTOR} if is_loaded else ())

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edge_agent import replica
 from edge_agent.database import Database
 from edge_agent.schema import read_number, write_meta
+from primespark.core.clock import wall_clock_ms
 from primespark.errors import AuthorizationError
-from primespark.sync.documents import Document, Order, changed_pointers, compare, merge, merge_patch, write
+from primespark.sync.documents import Document, Order, changed_pointers, compare, merge_patch, write
 from primespark.sync.records import DataClass, DocumentChange, PullResponse, refuse_what_cannot_travel
+from primespark.sync.regions import Region, assemble, region_of, restrict
 
 TWIN = "twin"
 FLEET = "fleet"
@@ -36,10 +38,20 @@ class Documents:
     Args:
         database: Where they are kept.
         device_id: The device's own scope and replica.
+        fleet_writable: Prefixes of keys whose documents of the fleet this device may write.
+        now_ms: The device's clock.
     """
 
-    def __init__(self, database: Database, device_id: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        device_id: str,
+        fleet_writable: Sequence[str] = (),
+        now_ms: Callable[[], int] = wall_clock_ms,
+    ) -> None:
         self.device_id = device_id
+        self._now_ms = now_ms
+        self._fleet_writable = tuple(fleet_writable)
         self._database = database
 
     async def read(self, scope: str, key: str) -> Document | None:
@@ -72,32 +84,53 @@ class Documents:
 
         return await self._database.run(work)
 
-    async def change(self, key: str, change: Callable[[Document], dict[str, Any]]) -> Document:
-        """Write the value `change` makes of the device's own document; the same value again writes nothing.
+    async def change(
+        self, key: str, change: Callable[[Document], dict[str, Any]], scope: str | None = None
+    ) -> Document:
+        """Write the value `change` makes of a document; the same value again writes nothing.
+
+        Args:
+            key: Of the document.
+            change: Called with what there is, in the transaction.
+            scope: The device's own unless given.
 
         Raises:
-            AuthorizationError: Code `not_owner`: it touches `desired`, which is the cloud's.
+            AuthorizationError: Code `not_owner`: it touches `desired`, which is the cloud's, or is not the device's.
             InvalidInputError: It could not travel: too deep, too large, bad names, or values that cannot be stored.
         """
+        where = scope or self.device_id
 
         def work(connection: sqlite3.Connection) -> Document:
-            before = load(connection, self.device_id, key) or Document()
+            before = load(connection, where, key) or Document()
             value = change(before)
             if value == before.value:
                 return before
-            if any(p == "/desired" or p.startswith("/desired/") for p in changed_pointers(before, Document(value))):
-                raise AuthorizationError(
-                    "`desired` is the cloud's", remedy="change it there, or write another field", code="not_owner"
-                )
-            counter, hlc = replica.next_counter(connection), replica.stamp(connection, self.device_id)
+            self._check_owner(where, key, changed_pointers(before, Document(value)))
+            counter, hlc = replica.next_counter(connection), replica.stamp(connection, self.device_id, self._now_ms)
             after = write(before, value, replica=self.device_id, counter=counter, hlc=hlc)
-            kept = Kept(self.device_id, key, after, is_dirty=True)
+            kept = Kept(where, key, after, is_dirty=True)
             with refuse_what_cannot_travel():
                 to_change(kept)
             store(connection, kept)
             return after
 
         return await self._database.run(work)
+
+    def _check_owner(self, scope: str, key: str, changed: set[str]) -> None:
+        if scope == self.device_id:
+            foreign = {Region.DESIRED}
+        elif scope == FLEET and any(map(key.startswith, self._fleet_writable)):
+            foreign = {Region.DESIRED, Region.REPORTED}
+        else:
+            raise AuthorizationError(
+                f"{scope} is not this device's to write", remedy="ask the cloud to write it", code="not_owner"
+            )
+        if any(region_of(pointer) in foreign for pointer in changed):
+            raise AuthorizationError(
+                "`desired` is the cloud's, and `reported` of the fleet nobody's",
+                remedy="change it there, or write another field",
+                code="not_owner",
+            )
 
     async def patch(self, key: str, patch: dict[str, Any]) -> Document:
         """`change` by a JSON merge patch (RFC 7396)."""
@@ -124,18 +157,27 @@ class Documents:
 
 
 def adopt(connection: sqlite3.Connection, change: DocumentChange) -> bool:
-    """Take the state the cloud holds of a document; whether it changed what is here."""
+    """Take the state the cloud holds of a document; whether it changed what is here.
+
+    Where the cloud lacks a write of this device, that write stays until the cloud has judged it, since only the cloud
+    knows how; but `desired` is the cloud's, and holds at once.
+    """
     kept = load_kept(connection, change.scope, change.key)
-    theirs = Document(change.value if isinstance(change.value, dict) else {}, dict(change.vv), dict(change.leaf_hlc))
+    theirs = _from_change(change)
     if kept is None:
         store(connection, Kept(change.scope, change.key, theirs, is_dirty=False))
         return True
     order = compare(kept.document.vv, theirs.vv)
     if order is Order.AFTER:
         return False
-    # The cloud has all that is here: its stamps stand too, as it may have replaced ones of a clock that ran ahead.
-    after = merge(kept.document, theirs) if order is Order.CONCURRENT else theirs
-    store(connection, Kept(change.scope, change.key, after, kept.is_dirty and order is Order.CONCURRENT))
+    if order is Order.CONCURRENT:
+        parts = [restrict(kept.document, Region.SHARED, Region.REPORTED), restrict(theirs, Region.DESIRED)]
+        after = assemble(parts, kept.document.vv, kept.document.hlc)
+    else:
+        # The cloud has all that is here: its stamps stand too, as it may have replaced ones of a clock that ran ahead.
+        after = theirs
+    store(connection, Kept(change.scope, change.key, after, is_dirty=order is Order.CONCURRENT))
+    _keep_theirs(connection, change.scope, change.key, change if order is Order.CONCURRENT else None)
     return after != kept.document
 
 
@@ -154,17 +196,28 @@ def to_change(kept: Kept) -> DocumentChange:
 
 
 def settle(connection: sqlite3.Connection, device_id: str, scope: str, key: str, counter: int) -> None:
-    """The cloud answered for the write numbered `counter`; a later one stays to be sent."""
+    """The cloud answered for the write numbered `counter`; a later one stays to be sent.
+
+    What the cloud held all the while is taken now; its answer, where it gave one, follows it.
+    """
     kept = load_kept(connection, scope, key)
-    if kept is not None and kept.document.vv.get(device_id, 0) <= counter:
+    if kept is None or kept.document.vv.get(device_id, 0) > counter:
+        return
+    (theirs,) = connection.execute("SELECT theirs FROM document WHERE scope = ? AND key = ?", (scope, key)).fetchone()
+    if theirs is None:
         connection.execute("UPDATE document SET dirty = 0 WHERE scope = ? AND key = ?", (scope, key))
+    else:
+        store(connection, Kept(scope, key, _from_change(DocumentChange.model_validate_json(theirs)), is_dirty=False))
+        _keep_theirs(connection, scope, key, None)
 
 
 def renumber(connection: sqlite3.Connection, device_id: str) -> None:
     """Give writes that were not sent yet counters of the epoch that has just begun."""
     for kept in dirty(connection):
         vv = {**kept.document.vv, device_id: replica.next_counter(connection)}
-        store(connection, Kept(kept.scope, kept.key, Document(kept.document.value, vv, kept.document.leaf_hlc), True))
+        connection.execute(
+            "UPDATE document SET vv = ? WHERE scope = ? AND key = ?", (json.dumps(vv), kept.scope, kept.key)
+        )
 
 
 def load(connection: sqlite3.Connection, scope: str, key: str) -> Document | None:
@@ -189,12 +242,25 @@ def store(connection: sqlite3.Connection, kept: Kept) -> None:
     """Keep a document."""
     document = kept.document
     connection.execute(
-        "INSERT OR REPLACE INTO document (scope, key, value, vv, leaf_hlc, dirty) VALUES (?, ?, ?, ?, ?, ?)",
-        (kept.scope, kept.key, *map(json.dumps, (document.value, document.vv, document.leaf_hlc)), kept.is_dirty),
+        "INSERT INTO document (scope, key, value, vv, leaf_hlc, written_hlc, dirty) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (scope, key) DO UPDATE SET value = excluded.value, vv = excluded.vv,"
+        " leaf_hlc = excluded.leaf_hlc, written_hlc = excluded.written_hlc, dirty = excluded.dirty",
+        (
+            kept.scope, kept.key, *map(json.dumps, (document.value, document.vv, document.leaf_hlc)),
+            document.written_hlc, kept.is_dirty,
+        ),
+    )  # fmt: skip
+
+
+def _keep_theirs(connection: sqlite3.Connection, scope: str, key: str, change: DocumentChange | None) -> None:
+    """Keep, beside a document that waits to be judged, what the cloud holds."""
+    connection.execute(
+        "UPDATE document SET theirs = ? WHERE scope = ? AND key = ?",
+        (change.model_dump_json() if change else None, scope, key),
     )
 
 
-_SELECT = "SELECT scope, key, value, vv, leaf_hlc, dirty FROM document"
+_SELECT = "SELECT scope, key, value, vv, leaf_hlc, dirty, written_hlc FROM document"
 
 
 def _load_all(connection: sqlite3.Connection) -> list[Kept]:
@@ -202,5 +268,11 @@ def _load_all(connection: sqlite3.Connection) -> list[Kept]:
 
 
 def _kept(row: tuple[Any, ...]) -> Kept:
-    scope, key, value, vv, leaf_hlc, is_dirty = row
-    return Kept(scope, key, Document(json.loads(value), json.loads(vv), json.loads(leaf_hlc)), bool(is_dirty))
+    scope, key, value, vv, leaf_hlc, is_dirty, written_hlc = row
+    document = Document(json.loads(value), json.loads(vv), json.loads(leaf_hlc), written_hlc)
+    return Kept(scope, key, document, bool(is_dirty))
+
+
+def _from_change(change: DocumentChange) -> Document:
+    value = change.value if isinstance(change.value, dict) else {}
+    return Document(value, dict(change.vv), dict(change.leaf_hlc), change.hlc)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from edge_agent.database import Database
 from edge_agent.dead_letters import add_dead_letter
 from edge_agent.queue import compose, remove_sent
 from edge_agent.schema import forget_meta, read_number, write_meta
+from primespark.core.clock import wall_clock_ms
 from primespark.core.encoding import encode_body
 from primespark.sync.records import PROTOCOL_VERSION, PushResponse, ResultStatus
 
@@ -41,9 +43,18 @@ class Outgoing:
         device_id: Who sends.
         batch_records: Most records of a batch.
         batch_bytes: Most bytes of a batch before compression.
+        now_ms: The device's clock.
     """
 
-    def __init__(self, database: Database, device_id: str, batch_records: int, batch_bytes: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        device_id: str,
+        batch_records: int,
+        batch_bytes: int,
+        now_ms: Callable[[], int] = wall_clock_ms,
+    ) -> None:
+        self._now_ms = now_ms
         self._database = database
         self._device_id = device_id
         self._batch_records = batch_records
@@ -122,7 +133,7 @@ class Outgoing:
         batch_seq = read_number(connection, "next_batch_seq", 1)
         head = {
             "v": PROTOCOL_VERSION, "replica_id": self._device_id, "epoch": epoch, "batch_seq": batch_seq,
-            "hlc": replica.stamp(connection, self._device_id),
+            "hlc": replica.stamp(connection, self._device_id, self._now_ms),
         }  # fmt: skip
         payload = json.dumps(head).encode()[:-1] + b',"records":[' + b",".join(picked.records) + b"]}"
         body, headers = encode_body(payload)

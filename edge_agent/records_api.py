@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from edge_agent.api import Here, Operator, Viewer
 from primespark.core.web import read_json
-from primespark.errors import AuthorizationError, InvalidInputError, NotFoundError, PreconditionError
+from primespark.errors import InvalidInputError, NotFoundError, PreconditionError
 from primespark.sync.documents import Document, merge_patch
 from primespark.sync.records import DataClass
 
@@ -31,10 +31,11 @@ async def list_records(data_class: DataClass, here: Here) -> dict[str, Any]:
 async def read_record(data_class: DataClass, key: Key, here: Here, scope: Scope = None) -> Response:
     """One document."""
     _check_class(data_class)
-    document = await here.documents.read(scope or here.device_id, key)
+    where = scope or here.device_id
+    document = await here.documents.read(where, key)
     if document is None:
         raise _absent(key)
-    return _answer(here.device_id, key, document, 200)
+    return _answer(where, key, document, 200)
 
 
 @router.put("/{data_class}/{key}")
@@ -42,8 +43,8 @@ async def put_record(
     data_class: DataClass, key: Key, request: Request, here: Here, _: Operator, scope: Scope = None
 ) -> Response:
     """Write a whole document; `desired` must stay as the cloud has it."""
-    value = await _read_object(request, data_class, scope, here.device_id)
-    return await _write(here, key, request, lambda _: value)
+    value = await _read_object(request, data_class)
+    return await _write(here, scope, key, request, lambda _: value)
 
 
 @router.patch("/{data_class}/{key}")
@@ -51,8 +52,8 @@ async def patch_record(
     data_class: DataClass, key: Key, request: Request, here: Here, _: Operator, scope: Scope = None
 ) -> Response:
     """Apply a JSON merge patch."""
-    patch = await _read_object(request, data_class, scope, here.device_id)
-    return await _write(here, key, request, lambda document: dict(merge_patch(document.value, patch)))
+    patch = await _read_object(request, data_class)
+    return await _write(here, scope, key, request, lambda document: dict(merge_patch(document.value, patch)))
 
 
 @router.delete("/{data_class}/{key}")
@@ -61,7 +62,6 @@ async def delete_record(
 ) -> Response:
     """Delete a document; the deletion travels."""
     _check_class(data_class)
-    _check_scope(scope, here.device_id)
 
     def delete(document: Document) -> dict[str, Any]:
         _check_match(request, document)
@@ -69,11 +69,13 @@ async def delete_record(
             raise _absent(key)
         return {}
 
-    await here.documents.change(key, delete)
+    await here.documents.change(key, delete, scope)
     return Response(status_code=204)
 
 
-async def _write(here: Here, key: str, request: Request, change: Callable[[Document], dict[str, Any]]) -> Response:
+async def _write(
+    here: Here, scope: str | None, key: str, request: Request, change: Callable[[Document], dict[str, Any]]
+) -> Response:
     is_new = False
 
     def checked(document: Document) -> dict[str, Any]:
@@ -85,13 +87,12 @@ async def _write(here: Here, key: str, request: Request, change: Callable[[Docum
             raise InvalidInputError("an empty document is none", remedy="delete it", code="empty_document")
         return value
 
-    document = await here.documents.change(key, checked)
-    return _answer(here.device_id, key, document, 201 if is_new else 200)
+    document = await here.documents.change(key, checked, scope)
+    return _answer(scope or here.device_id, key, document, 201 if is_new else 200)
 
 
-async def _read_object(request: Request, data_class: DataClass, scope: str | None, device_id: str) -> dict[str, Any]:
+async def _read_object(request: Request, data_class: DataClass) -> dict[str, Any]:
     _check_class(data_class)
-    _check_scope(scope, device_id)
     value = await read_json(request)
     if not isinstance(value, dict):
         raise InvalidInputError("a document is a JSON object", remedy="send an object")
@@ -107,11 +108,6 @@ def _check_match(request: Request, document: Document) -> None:
 def _check_class(data_class: DataClass) -> None:
     if data_class is not DataClass.CONFIGURATIONS:
         raise NotFoundError(f"{data_class} are facts, not documents", remedy="documents are in `configurations`")
-
-
-def _check_scope(scope: str | None, device_id: str) -> None:
-    if scope not in (None, device_id):
-        raise AuthorizationError("this device writes its own documents only", remedy="ask the cloud", code="not_owner")
 
 
 def _absent(key: str) -> NotFoundError:

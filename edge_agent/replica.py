@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 
 from edge_agent.schema import read_meta, read_number, write_meta
-from primespark.core.clock import HybridLogicalClock, Timestamp
+from primespark.core.clock import HybridLogicalClock, Timestamp, wall_clock_ms
 
 # Counters of an epoch start here times the epoch, so a device that lost its database never writes in the past.
 COUNTERS_PER_EPOCH = 2**32
@@ -24,9 +25,11 @@ def next_counter(connection: sqlite3.Connection) -> int:
     return (epoch_of(connection) or 0) * COUNTERS_PER_EPOCH + writes
 
 
-def stamp(connection: sqlite3.Connection, device_id: str) -> str:
+def stamp(connection: sqlite3.Connection, device_id: str, now_ms: Callable[[], int] = wall_clock_ms) -> str:
     """A timestamp above every one given or seen before."""
-    now = str(_clock(connection, device_id).stamp())
+    kept = read_meta(connection, "hlc")
+    clock = HybridLogicalClock(device_id, now_ms, Timestamp.parse(kept) if kept else None)
+    now = str(clock.stamp())
     write_meta(connection, "hlc", now)
     return now
 
@@ -36,8 +39,3 @@ def observe(connection: sqlite3.Connection, device_id: str, seen: str) -> None:
     kept = read_meta(connection, "hlc")
     if kept is None or Timestamp.parse(seen) > Timestamp.parse(kept):
         write_meta(connection, "hlc", seen)
-
-
-def _clock(connection: sqlite3.Connection, device_id: str) -> HybridLogicalClock:
-    kept = read_meta(connection, "hlc")
-    return HybridLogicalClock(device_id, last=Timestamp.parse(kept) if kept else None)

@@ -32,8 +32,14 @@ CREATE TABLE document (
 CREATE TABLE remembered (key TEXT PRIMARY KEY) WITHOUT ROWID
 """
 
+# Beside a document with a write of this device that the cloud has not judged yet, `theirs` is what the cloud holds.
+_CONFLICTS = """
+ALTER TABLE document ADD COLUMN written_hlc TEXT NOT NULL DEFAULT '';
+ALTER TABLE document ADD COLUMN theirs TEXT
+"""
+
 # What takes a file from each version to the next, the first from none. A version that was published never changes.
-STEPS = (_FIRST,)
+STEPS = (_FIRST, _CONFLICTS)
 VERSION = len(STEPS)
 
 

@@ -29,10 +29,12 @@ app = typer.Typer(
 device = typer.Typer(help="Enrol and manage devices (on the cloud's machine).", no_args_is_help=True)
 models = typer.Typer(help="Models: what ships, what can be fetched, and your own on devices.", no_args_is_help=True)
 offline = typer.Typer(help="What this device holds for its cloud; the device must be running.", no_args_is_help=True)
+sync = typer.Typer(help="Documents of which two versions met (on the cloud's machine).", no_args_is_help=True)
 config = typer.Typer(help="The settings in force.", no_args_is_help=True)
 app.add_typer(device, name="device")
 app.add_typer(models, name="models")
 app.add_typer(offline, name="offline")
+app.add_typer(sync, name="sync")
 app.add_typer(config, name="config")
 
 _MAX_SEQ = 2**62
@@ -135,6 +137,29 @@ def lineage(
     from primespark.cli.lineage import show
 
     show(_settings(), device_id, stream, seq, epoch, as_json)
+
+
+@sync.command("conflicts")
+def sync_conflicts(
+    include_resolved: Annotated[bool, typer.Option("--all", help="Those that are decided, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List documents that wait for somebody to decide between two versions."""
+    from primespark.cli.conflicts import list_conflicts
+
+    list_conflicts(_settings(), include_resolved, as_json)
+
+
+@sync.command("resolve")
+def sync_resolve(
+    number: Annotated[int, typer.Argument(min=1, max=_MAX_SEQ, help="Of the conflict.")],
+    winner: Annotated[str | None, typer.Option(help="`cloud`, or the device whose version shall stand.")] = None,
+    value: Annotated[str | None, typer.Option(help="What shall stand instead: a JSON object, or @FILE.")] = None,
+) -> None:
+    """Decide a conflict; the decision travels to every device."""
+    from primespark.cli.conflicts import resolve_conflict
+
+    resolve_conflict(_settings(), number, winner, value)
 
 
 @offline.command("status")

@@ -87,7 +87,8 @@ async def push(request: Request, cloud: CloudState, device: Device) -> PushRespo
     _check_identity(request, batch, device)
     received_at = utc_now()
     answer = await cloud.transact(
-        lambda connection: store_gate.apply_batch(connection, batch, digest, received_at), cloud.push_deadline_s
+        lambda connection: store_gate.apply_batch(connection, batch, digest, received_at, cloud.document_rules),
+        cloud.push_deadline_s,
     )
     RECORDS.labels(answer.status).inc(len(batch.records))
     return answer

@@ -18,6 +18,8 @@ from primespark.errors import AuthenticationError, DeadlineExceededError
 from primespark.store import access, devices
 from primespark.store.blobs import BlobStore
 from primespark.store.database import available
+from primespark.store.reconciliation import DocumentRules
+from primespark.sync.strategies import Strategy, StrategyRule
 
 Answer = TypeVar("Answer")
 
@@ -38,6 +40,13 @@ class Cloud:
     signing_key: SigningKey
     deadline_s: float = 10.0
     push_deadline_s: float = 30.0
+
+    @property
+    def document_rules(self) -> DocumentRules:
+        """What decides over documents, from the settings."""
+        sync = self.settings.sync
+        rules = [StrategyRule(rule.data_class, rule.prefix, Strategy(rule.strategy)) for rule in sync.strategies]
+        return DocumentRules(rules, sync.fleet_writable)
 
     async def transact(self, work: Callable[[Connection], Answer], deadline_s: float | None = None) -> Answer:
         """Run `work` in one transaction on a thread; its answer once it is committed.

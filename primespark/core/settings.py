@@ -166,6 +166,14 @@ class CloudSettings(Section):
     streams: StreamsSettings = StreamsSettings()
 
 
+class StrategySettings(Section):
+    """What decides between concurrent versions of the documents whose keys begin with `prefix`."""
+
+    data_class: Literal["configurations"] = "configurations"
+    prefix: Annotated[str, Field(max_length=128)] = ""
+    strategy: Literal["latest_wins", "cloud_wins", "edge_wins", "merge", "manual"]
+
+
 class SyncSettings(Section):
     """How a device and its cloud exchange records."""
 
@@ -180,6 +188,10 @@ class SyncSettings(Section):
     cursor_inactive_days: Days = 30.0
     tombstone_days: Days = 30.0
     blob_days: Days = 30.0
+    conflict_days: Days = 30.0
+    # What the cloud decides by; the longest prefix counts.
+    strategies: tuple[StrategySettings, ...] = ()
+    fleet_writable: tuple[Annotated[str, Field(max_length=128)], ...] = ()
 
 
 class OrchestrationSettings(Section):

@@ -1,42 +1,30 @@
-"""Documents as the cloud holds them: read, write by merge patch, merge of what a device wrote, pull."""
+"""Documents as the cloud holds them: read, write by merge patch, pull; `reconciliation` takes what devices wrote."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, Row, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from primespark.core.clock import Timestamp, wall_clock_ms
 from primespark.core.values import check_text, storable_json
-from primespark.errors import AuthorizationError, InvalidInputError
+from primespark.errors import AuthorizationError, ConflictError, InvalidInputError
 from primespark.store import server, sync_log
+from primespark.store.schema import conflict
 from primespark.store.schema import document as document_table
-from primespark.sync.documents import (
-    MAX_LEAVES,
-    Document,
-    changed_pointers,
-    check_value,
-    flatten,
-    join,
-    merge,
-    merge_patch,
-    unflatten,
-    write,
-)
+from primespark.sync.documents import Document, changed_pointers, merge_patch, write
 from primespark.sync.records import (
     DataClass,
     DocumentChange,
     PulledChange,
     PullResponse,
-    ResultStatus,
     refuse_what_cannot_travel,
 )
+from primespark.sync.regions import Region, region_of
 
+CLOUD = server.REPLICA
 FLEET = "fleet"
-# A device's clock may run ahead this far; its stamps beyond are replaced by the cloud's.
-MAX_CLOCK_AHEAD_MS = 60_000
 # A page of a pull is closed after this much; a device takes answers of up to 64 MiB.
 PAGE_BYTES = 8 * 1024 * 1024
 _ROWS_PER_FETCH = 8
@@ -44,22 +32,33 @@ _CLASS = DataClass.CONFIGURATIONS
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
-    """What became of a document a device pushed; `change` is the state that stands, where the device has another."""
+class SharedWrite:
+    """A replica's last write to the part of a document that both sides may write."""
 
-    status: ResultStatus
-    code: str | None = None
-    change: DocumentChange | None = None
+    counter: int
+    hlc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A document, and who last wrote what both sides may write: that tells which writes a device has not seen."""
+
+    document: Document = field(default_factory=Document)
+    shared_writes: dict[str, SharedWrite] = field(default_factory=dict)
 
 
 def read(connection: Connection, scope: str, key: str, *, for_update: bool = False) -> Document | None:
     """A document; with `for_update` nobody else writes documents until commit."""
-    if for_update:
-        sync_log.lock(connection)
-    row = connection.execute(
-        select(document_table.c.value, document_table.c.vv, document_table.c.leaf_hlc).where(*_is(scope, key))
-    ).one_or_none()
+    row = _row(connection, scope, key, for_update)
     return _document(row) if row else None
+
+
+def read_stored(connection: Connection, scope: str, key: str, *, for_update: bool = False) -> Stored:
+    """As `read`; an empty one where there is none."""
+    row = _row(connection, scope, key, for_update)
+    if row is None:
+        return Stored()
+    return Stored(_document(row), {replica: SharedWrite(**told) for replica, told in row.shared_writes.items()})
 
 
 def write_cloud(connection: Connection, scope: str, key: str, patch: dict[str, Any]) -> DocumentChange:
@@ -67,52 +66,73 @@ def write_cloud(connection: Connection, scope: str, key: str, patch: dict[str, A
 
     Raises:
         AuthorizationError: Code `not_owner`: `reported` is the device's alone.
+        ConflictError: Code `record_frozen`: versions of the document wait for somebody to decide.
         InvalidInputError: Too deep, too large, not storable, or nothing to begin a document with.
     """
-    if "reported" in patch:
+    if Region.REPORTED in patch:
         raise AuthorizationError("`reported` is the device's alone", remedy="write `desired`", code="not_owner")
     storable_json(patch)
     check_text(scope, key)
-    known = read(connection, scope, key, for_update=True)
-    before = known or Document()
+    known = read_stored(connection, scope, key, for_update=True)
+    before = known.document
     value = merge_patch(before.value, patch)
     if value == before.value:
-        if known is None:
+        if not before.vv:
             raise InvalidInputError("an empty document is none", remedy="write a field", code="empty_document")
-        return to_change(scope, key, known)
-    stamp, counter = server.stamp(connection), server.next_counter(connection)
-    after = write(before, value, replica=server.REPLICA, counter=counter, hlc=stamp)
+        return to_change(scope, key, before)
+    is_shared = any(region_of(p) is Region.SHARED for p in changed_pointers(before, Document(value)))
+    if is_shared and is_frozen(connection, scope, key):
+        raise ConflictError(
+            f"versions of {key!r} wait for a decision",
+            remedy="see `primespark sync conflicts`, then `primespark sync resolve`",
+            code="record_frozen",
+        )
+    counter, hlc = server.next_counter(connection), server.stamp(connection)
+    after = write(before, value, replica=CLOUD, counter=counter, hlc=hlc)
+    return store_write(connection, scope, key, known, after, CLOUD if is_shared else None, counter, hlc)
+
+
+def store_write(
+    connection: Connection,
+    scope: str,
+    key: str,
+    known: Stored,
+    after: Document,
+    shared_writer: str | None,
+    counter: int,
+    hlc: str,
+) -> DocumentChange:
+    """Keep what follows `known`; it lies behind every cursor from then on.
+
+    Args:
+        connection: In a transaction that holds the lock of the log.
+        scope: Of the document.
+        key: Of the document.
+        known: What stood before.
+        after: What stands now.
+        shared_writer: Who wrote the part that both sides may write; None: nobody did.
+        counter: Of that write.
+        hlc: Of that write.
+
+    Raises:
+        InvalidInputError: Code `bad_document`: it could not travel.
+    """
     with refuse_what_cannot_travel():
         change = to_change(scope, key, after)
-    _store(connection, scope, key, after)
+    writes = known.shared_writes
+    if shared_writer is not None:
+        writes = writes | {shared_writer: SharedWrite(counter, hlc)}
+    fields = {
+        "vv": after.vv, "leaf_hlc": after.leaf_hlc, "value": after.value, "written_hlc": after.written_hlc,
+        "shared_writes": {replica: asdict(told) for replica, told in writes.items()},
+        "log_seq": sync_log.append_document(connection, _CLASS, scope, key), "updated_at": func.now(),
+    }  # fmt: skip
+    connection.execute(
+        insert(document_table)
+        .values(data_class=_CLASS, scope=scope, key=key, **fields)
+        .on_conflict_do_update(index_elements=["data_class", "scope", "key"], set_=fields)
+    )
     return change
-
-
-def merge_pushed(connection: Connection, device_id: str, change: DocumentChange) -> Merged:
-    """Merge what `device_id` wrote into a document of its own scope.
-
-    The cloud is the hub: whatever others wrote came from here, so only leaves with the device's own stamps count.
-    """
-    if change.scope != device_id:
-        return Merged(ResultStatus.REJECTED, "not_owner")
-    known = read(connection, change.scope, change.key, for_update=True) or Document()
-    counter = change.vv.get(device_id, 0)
-    if counter <= known.vv.get(device_id, 0):
-        return Merged(ResultStatus.DUPLICATE)
-    try:
-        written, is_restamped = _written_by(connection, device_id, change)
-    except InvalidInputError as error:
-        return Merged(ResultStatus.REJECTED, error.code)
-    if any(_concerns_desired(pointer) for pointer in written.leaf_hlc):
-        return Merged(ResultStatus.REJECTED, "not_owner")
-    merged = merge(known, written)
-    # Stamps of removed leaves stay, so they are bounded here too.
-    if len(merged.leaf_hlc) > MAX_LEAVES:
-        return Merged(ResultStatus.REJECTED, "document_too_large")
-    merged = Document(merged.value, join(known.vv, {device_id: counter}), merged.leaf_hlc)
-    _store(connection, change.scope, change.key, merged)
-    status = _status(change, merged, is_restamped)
-    return Merged(status, change=None if status is ResultStatus.OK else to_change(change.scope, change.key, merged))
 
 
 def pull(connection: Connection, device_id: str, cursor: int, limit: int) -> PullResponse:
@@ -178,56 +198,18 @@ def to_change(scope: str, key: str, document: Document) -> DocumentChange:
     )
 
 
-def _written_by(connection: Connection, device_id: str, change: DocumentChange) -> tuple[Document, bool]:
-    """The leaves a device wrote itself, stamped anew where its clock runs ahead; and whether any was.
-
-    Raises:
-        InvalidInputError: Not a document.
-    """
-    value = {} if change.op == "del" else change.value
-    if not isinstance(value, dict) or len(change.leaf_hlc) > MAX_LEAVES:
-        raise InvalidInputError("not an object of at most 10,000 leaves", code="bad_document")
-    check_value(value)
-    storable_json(change.leaf_hlc)
-    leaves = flatten(value)
-    if not leaves.keys() <= change.leaf_hlc.keys():
-        raise InvalidInputError("a leaf without a timestamp", code="bad_document")
-    stamps = {pointer: Timestamp.parse(hlc) for pointer, hlc in change.leaf_hlc.items()}
-    own = {pointer: stamp for pointer, stamp in stamps.items() if stamp.replica == device_id}
-    if not own:
-        raise InvalidInputError("no leaf has a timestamp of the device", code="bad_document")
-    latest = wall_clock_ms() + MAX_CLOCK_AHEAD_MS
-    ahead = {pointer for pointer, stamp in own.items() if stamp.unix_ms > latest}
-    seen = max((stamp for pointer, stamp in own.items() if pointer not in ahead), default=None)
-    here = Timestamp.parse(server.stamp_after(connection, seen))
-    restamped = Timestamp(here.unix_ms, here.counter, device_id)
-    leaf_hlc = {pointer: str(restamped if pointer in ahead else stamp) for pointer, stamp in own.items()}
-    written = unflatten({pointer: leaves[pointer] for pointer in own if pointer in leaves})
-    return Document(written, {}, leaf_hlc), bool(ahead)
+def _row(connection: Connection, scope: str, key: str, for_update: bool) -> Row[Any] | None:
+    if for_update:
+        sync_log.lock(connection)
+    return connection.execute(select(document_table).where(*_is(scope, key))).one_or_none()
 
 
-def _concerns_desired(pointer: str) -> bool:
-    # The root's stamp ends every leaf below it.
-    return pointer in ("", "/desired") or pointer.startswith("/desired/")
-
-
-def _status(change: DocumentChange, merged: Document, is_restamped: bool) -> ResultStatus:
-    if is_restamped:
-        return ResultStatus.RESTAMPED
-    pushed = Document({} if change.op == "del" else change.value)
-    return ResultStatus.MERGED if changed_pointers(pushed, merged) else ResultStatus.OK
-
-
-def _store(connection: Connection, scope: str, key: str, document: Document) -> None:
-    fields = {
-        "vv": document.vv, "leaf_hlc": document.leaf_hlc, "value": document.value,
-        "log_seq": sync_log.append_document(connection, _CLASS, scope, key), "updated_at": func.now(),
-    }  # fmt: skip
-    connection.execute(
-        insert(document_table)
-        .values(data_class=_CLASS, scope=scope, key=key, **fields)
-        .on_conflict_do_update(index_elements=["data_class", "scope", "key"], set_=fields)
+def is_frozen(connection: Connection, scope: str, key: str) -> bool:
+    """Whether versions of a document wait for somebody to decide."""
+    waits = select(conflict.c.conflict_id).where(
+        conflict.c.scope == scope, conflict.c.key == key, conflict.c.resolved_at.is_(None)
     )
+    return connection.execute(waits.limit(1)).first() is not None
 
 
 def _is(scope: str, key: str) -> tuple[Any, ...]:
@@ -236,4 +218,4 @@ def _is(scope: str, key: str) -> tuple[Any, ...]:
 
 
 def _document(row: Any) -> Document:
-    return Document(row.value, row.vv, row.leaf_hlc)
+    return Document(row.value, row.vv, row.leaf_hlc, row.written_hlc)

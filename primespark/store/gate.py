@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from primespark.core.values import clean_text
 from primespark.errors import AuthenticationError, ConflictError, InvalidInputError
 from primespark.store import documents, facts, labels, samples, server, sync_log
+from primespark.store.reconciliation import DocumentRules, reconcile
 from primespark.store.schema import batch, device, lost, watermark
 from primespark.sync.records import (
     DataClass,
@@ -32,7 +33,13 @@ MAX_LOG_ROW_BYTES = 512 * 1024
 _REJECTED = "rejected: "
 
 
-def apply_batch(connection: Connection, request: PushRequest, digest: str, received_at: datetime) -> PushResponse:
+def apply_batch(
+    connection: Connection,
+    request: PushRequest,
+    digest: str,
+    received_at: datetime,
+    rules: DocumentRules = DocumentRules(),  # noqa: B008 (frozen)
+) -> PushResponse:
     """Apply a batch, or give the answer that it got the first time.
 
     Args:
@@ -40,6 +47,7 @@ def apply_batch(connection: Connection, request: PushRequest, digest: str, recei
         request: The batch.
         digest: Of the bytes as sent.
         received_at: When they came.
+        rules: What decides over documents.
 
     Raises:
         AuthenticationError: The device was forgotten.
@@ -56,11 +64,11 @@ def apply_batch(connection: Connection, request: PushRequest, digest: str, recei
     intake.store(connection, received_at)
     told_bytes = 0
     for index, change in changes:
-        merged = documents.merge_pushed(connection, request.replica_id, change)
-        told_bytes += len(merged.change.model_dump_json()) if merged.change else 0
+        taken = reconcile(connection, request.replica_id, change, rules)
+        told_bytes += len(taken.change.model_dump_json()) if taken.change else 0
         # What is left out is pulled: it lies behind the device's cursor.
-        told = merged.change if told_bytes <= documents.PAGE_BYTES else None
-        intake.answer(index, merged.status, merged.code, told)
+        told = taken.change if told_bytes <= documents.PAGE_BYTES else None
+        intake.answer(index, taken.status, taken.code, told)
     response = PushResponse(
         status="applied",
         ack_batch_seq=request.batch_seq,

@@ -149,8 +149,34 @@ document = Table(
     Column("value", JSONB, nullable=False),
     Column("log_seq", BigInteger, nullable=False),
     Column("updated_at", _Moment, nullable=False, server_default=func.now()),
+    Column("written_hlc", Text, nullable=False, server_default=""),
+    # Of each replica the last write to the part that both sides may write: {replica: {counter, hlc}}.
+    Column("shared_writes", JSONB, nullable=False, server_default=text("'{}'")),
     PrimaryKeyConstraint("data_class", "scope", "key"),
     Index("document_scope", "scope", "log_seq"),
+    schema="sync",
+)
+
+# Versions that lost against a concurrent one, or wait for somebody to decide (`resolved_at` is null).
+conflict = Table(
+    "conflict",
+    metadata,
+    Column("conflict_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("data_class", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("strategy", Text, nullable=False),
+    Column("device_id", Text, nullable=False),
+    # Both as they travel, without what is one side's alone.
+    Column("cloud_version", JSONB, nullable=False),
+    Column("device_version", JSONB, nullable=False),
+    Column("opened_at", _Moment, nullable=False, server_default=func.now()),
+    Column("resolved_at", _Moment),
+    # `cloud`, a device, `merge` for the leaves of both, `value` for a third one.
+    Column("winner", Text),
+    Column("resolved_by", Text),
+    Index("conflict_record", "scope", "key", "conflict_id"),
+    Index("conflict_open", "scope", "key", "device_id", unique=True, postgresql_where=text("resolved_at IS NULL")),
     schema="sync",
 )
 

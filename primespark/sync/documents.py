@@ -63,16 +63,19 @@ class Document:
         value: A JSON object.
         vv: Version vector, counter by replica.
         leaf_hlc: Timestamp by JSON pointer; a pointer without a leaf in `value` is one that was removed.
+        written_hlc: Timestamp of the last write; empty where it is that of the latest leaf. Leaves alone do not always
+            tell: of two versions the later may have lost, or have had the same leaves.
     """
 
     value: dict[str, Any] = field(default_factory=dict)
     vv: dict[str, int] = field(default_factory=dict)
     leaf_hlc: dict[str, str] = field(default_factory=dict)
+    written_hlc: str = ""
 
     @property
     def hlc(self) -> str:
-        """The latest timestamp of any leaf; empty for a document nobody wrote."""
-        return max(self.leaf_hlc.values(), default="")
+        """The timestamp of the last write; empty for a document nobody wrote."""
+        return self.written_hlc or max(self.leaf_hlc.values(), default="")
 
 
 def check_value(value: dict[str, Any]) -> None:
@@ -144,7 +147,7 @@ def write(document: Document, value: dict[str, Any], *, replica: str, counter: i
     for pointer in filter(_may_travel, before.keys() | after.keys()):
         if before.get(pointer, _REMOVED) != after.get(pointer, _REMOVED) or pointer not in stamps:
             stamps[pointer] = hlc
-    return Document(value=value, vv=join(document.vv, {replica: counter}), leaf_hlc=stamps)
+    return Document(value, join(document.vv, {replica: counter}), stamps, written_hlc=hlc)
 
 
 def merge(left: Document, right: Document) -> Document:
@@ -163,7 +166,7 @@ def merge(left: Document, right: Document) -> Document:
             leaves[pointer] = source[pointer]
     for pointer in _outdated(stamps, leaves):
         leaves.pop(pointer, None)
-    return Document(value=unflatten(leaves), vv=join(left.vv, right.vv), leaf_hlc=stamps)
+    return Document(unflatten(leaves), join(left.vv, right.vv), stamps, max(left.hlc, right.hlc))
 
 
 def changed_pointers(before: Document, after: Document) -> set[str]:

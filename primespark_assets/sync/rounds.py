@@ -25,6 +25,7 @@ ROUND = dg.AssetKey(["sync", "round"])
 _MAX_NAMED = 100
 _CHECKS = {
     "no_sequence_gaps": "Every fact that was acknowledged is stored, or on record as lost.",
+    "no_open_conflicts": "No document is frozen until somebody decides between two versions of it.",
     "no_dead_letters": "No device holds records that were refused for good.",
     "nothing_waits_too_long": "No device says that a fact has waited for the cloud for too long.",
 }
@@ -41,12 +42,13 @@ def sync_round(context: dg.AssetExecutionContext, store: StoreResource, blobs: B
     """What came in since the last round; overdue devices marked, waiting ones woken, remains removed."""
     from primespark.core.clock import utc_now
     from primespark.core.settings import load_settings
-    from primespark.store import backlogs, blob_collection, rounds
+    from primespark.store import backlogs, blob_collection, conflicts, rounds
 
     settings, now = load_settings().sync, utc_now()
     with store.transaction() as connection:
         found = rounds.close_round(connection, now, _rules(settings))
-        told = backlogs.read(connection)
+        told, undecided = backlogs.read(connection), conflicts.waiting(connection)
+        conflicts.collect(connection, now, timedelta(days=settings.conflict_days))
     with store.transaction() as connection:
         removed = blob_collection.collect(connection, blobs.store(), now, timedelta(days=settings.blob_days))
     for device_id in found.overdue[:_MAX_NAMED]:
@@ -54,6 +56,7 @@ def sync_round(context: dg.AssetExecutionContext, store: StoreResource, blobs: B
     oldest = now - timedelta(seconds=settings.backlog_warning_s)
     checks = [
         _check("no_sequence_gaps", dg.AssetCheckSeverity.ERROR, found.gaps),
+        _check("no_open_conflicts", dg.AssetCheckSeverity.WARN, undecided),
         _check("no_dead_letters", dg.AssetCheckSeverity.WARN, [entry for entry in told if entry.dead_letters]),
         _check(
             "nothing_waits_too_long",

@@ -53,7 +53,7 @@ def test_a_round_shows_what_came_in_and_goes_on_from_there(instance: dg.DagsterI
         push(connection, batch(1, [fact(1)], "edge-2"))
     checks = run_job(instance)
     assert {name: check["passed"] for name, check in checks.items()} == {
-        "no_sequence_gaps": True, "no_dead_letters": True, "nothing_waits_too_long": True
+        "no_sequence_gaps": True, "no_dead_letters": True, "no_open_conflicts": True, "nothing_waits_too_long": True
     }  # fmt: skip
     run_job(instance)
     first, second = materializations(instance, *ROUND.path)

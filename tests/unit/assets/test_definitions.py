@@ -93,7 +93,8 @@ def test_the_gate_blocks_and_the_stages_share_one_pool() -> None:
     checks = {f"{check.asset_key.to_user_string()}:{check.name}": check for check in graph.asset_check_keys}
     assert sorted(checks) == [
         "ml/model_validation:better_than_champion",
-        "sync/round:no_dead_letters", "sync/round:no_sequence_gaps", "sync/round:nothing_waits_too_long",
+        "sync/round:no_dead_letters", "sync/round:no_open_conflicts",
+        "sync/round:no_sequence_gaps", "sync/round:nothing_waits_too_long",
     ]  # fmt: skip
     blocking = [name for name, check in checks.items() if graph.get_check_spec(check).blocking]
     assert blocking == ["ml/model_validation:better_than_champion"]

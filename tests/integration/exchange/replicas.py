@@ -1,0 +1,195 @@
+"""Two real devices and a real cloud in one process, and a network between them that does what networks do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine, text
+
+from edge_agent.database import Database
+from edge_agent.documents import Documents
+from edge_agent.outgoing import Batch, Outgoing
+from edge_agent.queue import NewFact, OfflineQueue
+from primespark.core.clock import utc_now, wall_clock_ms
+from primespark.core.encoding import decode_body
+from primespark.core.settings import OfflineSettings
+from primespark.core.web.bodies import parse_model
+from primespark.errors import MalformedError
+from primespark.store import devices, documents, gate, tombstones
+from primespark.store.reconciliation import DocumentRules
+from primespark.sync.documents import Document, merge_patch
+from primespark.sync.records import DataClass, PullResponse, PushRequest, PushResponse
+
+Answer = TypeVar("Answer")
+_MAX_BYTES = 1_000_000
+_MAX_ROUNDS = 12
+
+
+class Fault(StrEnum):
+    """What becomes of a request and its reply; each pushed batch also stays in the network, to come again."""
+
+    NONE = "none"
+    REQUEST_LOST = "request lost"
+    REQUEST_CORRUPTED = "request corrupted"
+    REPLY_LOST = "reply lost"
+    TWICE = "twice"
+    ROLLED_BACK = "rolled back"
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A reply to a pull that the network still holds."""
+
+    edge: Edge
+    asked_from: int
+    page: PullResponse
+
+
+class Edge:
+    """A device with its own file and clock."""
+
+    def __init__(self, folder: Path, device_id: str, fleet_writable: Sequence[str] = ("",), ahead_ms: int = 0) -> None:
+        self.device_id = device_id
+        self.ahead_ms = ahead_ms
+        self.database = Database(folder / f"{device_id}.db")
+        self.queue = OfflineQueue(self.database, OfflineSettings(minimum_free_disk_bytes=0))
+        self.documents = Documents(self.database, device_id, fleet_writable, self.now_ms)
+        self.outgoing = Outgoing(self.database, device_id, 5, 100_000, self.now_ms)
+
+    def now_ms(self) -> int:
+        """What its clock says."""
+        return wall_clock_ms() + self.ahead_ms
+
+
+class Exchange:
+    """Devices, their cloud, and what is on its way between them."""
+
+    def __init__(self, engine: Engine, folder: Path, rules: DocumentRules, edges: dict[str, int]) -> None:
+        self.engine, self.rules = engine, rules
+        self._loop = asyncio.new_event_loop()
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM sync.document"))
+            connection.execute(text("DELETE FROM sync.conflict"))
+            for device_id in edges:
+                token = devices.create_token(connection, 1, timedelta(hours=1))
+                devices.enrol(connection, token, device_id, {}, {})
+        self.edges = [Edge(folder, device_id, ahead_ms=ahead_ms) for device_id, ahead_ms in edges.items()]
+        self._batches: list[tuple[Edge, Batch]] = []
+        self._pages: list[_Page] = []
+        for edge in self.edges:
+            self.run(edge.outgoing.begin_epoch(1))
+
+    def close(self) -> None:
+        """End the devices."""
+        for edge in self.edges:
+            edge.database.close()
+        self._loop.close()
+
+    def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """What a device's coroutine gives."""
+        return self._loop.run_until_complete(work)
+
+    def change(self, edge: Edge, scope: str, key: str, patch: dict[str, Any]) -> tuple[Document, Document]:
+        """Write at a device; the document before and after."""
+        before = self.run(edge.documents.read(scope, key)) or Document()
+        change = edge.documents.change(key, lambda document: dict(merge_patch(document.value, patch)), scope)
+        return before, self.run(change)
+
+    def in_cloud(self, scope: str, key: str) -> Document:
+        """What the cloud has."""
+        with self.engine.begin() as connection:
+            return documents.read(connection, scope, key) or Document()
+
+    def enqueue(self, edge: Edge, number: int) -> None:
+        """Something happened at a device."""
+        fact = NewFact(DataClass.TELEMETRY, {"number": float(number)})
+        self.run(edge.queue.enqueue([fact]))
+
+    def push(self, edge: Edge, fault: Fault = Fault.NONE) -> bool:
+        """Send the batch that is next; whether there was one."""
+        batch = self.run(edge.outgoing.next_batch())
+        if batch is None:
+            return False
+        self._batches.append((edge, batch))
+        if fault is Fault.REQUEST_LOST:
+            return True
+        if fault is Fault.REQUEST_CORRUPTED:
+            at = len(batch.body) // 2
+            damaged = batch.body[:at] + bytes([batch.body[at] ^ 1]) + batch.body[at + 1 :]
+            self._refuse(batch, damaged)
+            return True
+        reply = self._receive(batch, is_rolled_back=fault is Fault.ROLLED_BACK)
+        if fault is Fault.TWICE:
+            reply = self._receive(batch)
+        if reply is not None and fault is not Fault.REPLY_LOST:
+            self.run(edge.outgoing.acknowledge(batch.batch_seq, reply))
+        return True
+
+    def push_again(self, at: int) -> None:
+        """A batch that the network held back arrives, and the reply to it."""
+        if self._batches:
+            edge, batch = self._batches[at % len(self._batches)]
+            reply = self._receive(batch)
+            if reply is not None:
+                self.run(edge.outgoing.acknowledge(batch.batch_seq, reply))
+
+    def pull(self, edge: Edge, fault: Fault = Fault.NONE, limit: int = 3) -> bool:
+        """Ask for a page and take it, at once or later; whether there is more."""
+        asked_from = self.run(edge.documents.cursor())
+        with self.engine.begin() as connection:
+            page = tombstones.pull(connection, edge.device_id, asked_from, limit, utc_now())
+        page = PullResponse.model_validate_json(page.model_dump_json())
+        if fault is Fault.NONE or fault is Fault.TWICE:
+            for _ in range(2 if fault is Fault.TWICE else 1):
+                self.run(edge.documents.apply(page, asked_from))
+        elif fault is Fault.REPLY_LOST:
+            self._pages.append(_Page(edge, asked_from, page))
+        return page.has_more
+
+    def page_arrives(self, at: int) -> None:
+        """A reply to a pull that the network held back arrives."""
+        if self._pages:
+            held = self._pages.pop(at % len(self._pages))
+            self.run(held.edge.documents.apply(held.page, held.asked_from))
+
+    def heal(self) -> None:
+        """Exchange without faults until nothing is left to be said."""
+        for _ in range(_MAX_ROUNDS):
+            is_quiet = True
+            for edge in self.edges:
+                while self.push(edge):
+                    is_quiet = False
+                cursor = self.run(edge.documents.cursor())
+                while self.pull(edge):
+                    pass
+                is_quiet = is_quiet and cursor == self.run(edge.documents.cursor())
+            if is_quiet:
+                return
+        raise AssertionError("I1: the exchange does not come to rest")
+
+    def _receive(self, batch: Batch, *, is_rolled_back: bool = False) -> PushResponse | None:
+        payload = decode_body(
+            batch.body, encoding=batch.headers.get("Content-Encoding"), digest=batch.headers["Content-Digest"],
+            max_bytes=_MAX_BYTES,
+        )  # fmt: skip
+        request = parse_model(payload, PushRequest)
+        with self.engine.connect() as connection:
+            answer = gate.apply_batch(connection, request, batch.headers["Content-Digest"], utc_now(), self.rules)
+            if is_rolled_back:
+                return None
+            connection.commit()
+        return PushResponse.model_validate_json(answer.model_dump_json())
+
+    @staticmethod
+    def _refuse(batch: Batch, body: bytes) -> None:
+        try:
+            decode_body(body, encoding=None, digest=batch.headers["Content-Digest"], max_bytes=_MAX_BYTES)
+        except MalformedError:
+            return
+        raise AssertionError("I18: a damaged batch was taken")
