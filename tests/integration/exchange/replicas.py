@@ -80,6 +80,8 @@ class Exchange:
                 token = devices.create_token(connection, 1, timedelta(hours=1))
                 devices.enrol(connection, token, device_id, {}, {})
         self.edges = [Edge(folder, device_id, ahead_ms=ahead_ms) for device_id, ahead_ms in edges.items()]
+        # What a device read of a document when the cloud last had all its writes, by device, scope and key.
+        self.read: dict[tuple[str, str, str], dict[str, int]] = {}
         self._batches: list[tuple[Edge, Batch]] = []
         self._pages: list[_Page] = []
         for edge in self.edges:
@@ -128,7 +130,7 @@ class Exchange:
         if fault is Fault.TWICE:
             reply = self._receive(batch)
         if reply is not None and fault is not Fault.REPLY_LOST:
-            self.run(edge.outgoing.acknowledge(batch.batch_seq, reply))
+            self._take_answer(edge, batch, reply)
         return True
 
     def push_again(self, at: int) -> None:
@@ -137,7 +139,7 @@ class Exchange:
             edge, batch = self._batches[at % len(self._batches)]
             reply = self._receive(batch)
             if reply is not None:
-                self.run(edge.outgoing.acknowledge(batch.batch_seq, reply))
+                self._take_answer(edge, batch, reply)
 
     def pull(self, edge: Edge, fault: Fault = Fault.NONE, limit: int = 3) -> bool:
         """Ask for a page and take it, at once or later; whether there is more."""
@@ -147,7 +149,7 @@ class Exchange:
         page = PullResponse.model_validate_json(page.model_dump_json())
         if fault is Fault.NONE or fault is Fault.TWICE:
             for _ in range(2 if fault is Fault.TWICE else 1):
-                self.run(edge.documents.apply(page, asked_from))
+                self._take_page(edge, page, asked_from)
         elif fault is Fault.REPLY_LOST:
             self._pages.append(_Page(edge, asked_from, page))
         return page.has_more
@@ -156,7 +158,7 @@ class Exchange:
         """A reply to a pull that the network held back arrives."""
         if self._pages:
             held = self._pages.pop(at % len(self._pages))
-            self.run(held.edge.documents.apply(held.page, held.asked_from))
+            self._take_page(held.edge, held.page, held.asked_from)
 
     def heal(self) -> None:
         """Exchange without faults until nothing is left to be said."""
@@ -172,6 +174,19 @@ class Exchange:
             if is_quiet:
                 return
         raise AssertionError("I1: the exchange does not come to rest")
+
+    def _take_answer(self, edge: Edge, batch: Batch, reply: PushResponse) -> None:
+        self.run(edge.outgoing.acknowledge(batch.batch_seq, reply))
+        self._note_read(edge)
+
+    def _take_page(self, edge: Edge, page: PullResponse, asked_from: int) -> None:
+        self.run(edge.documents.apply(page, asked_from))
+        self._note_read(edge)
+
+    def _note_read(self, edge: Edge) -> None:
+        for kept in self.run(edge.documents.list_all()):
+            if not kept.is_dirty:
+                self.read[edge.device_id, kept.scope, kept.key] = kept.document.vv
 
     def _receive(self, batch: Batch, *, is_rolled_back: bool = False) -> PushResponse | None:
         payload = decode_body(
