@@ -14,7 +14,7 @@ from rich.table import Table
 from benchmarks.result import Result
 
 # Areas with figures so far; each is a module with `run() -> Iterator[Result]`.
-AREAS = ("cache", "dagster", "device", "edge", "hailo", "manager", "preprocessing", "sync")
+AREAS = ("cache", "conflicts", "conflicts", "dagster", "device", "edge", "hailo", "manager", "preprocessing", "sync")
 _PAGE_HEAD = """\
 # Benchmarks
 

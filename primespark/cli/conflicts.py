@@ -31,13 +31,14 @@ def list_conflicts(settings: Settings, include_resolved: bool, as_json: bool) ->
         typer.echo(json.dumps({"items": [describe(row) for row in rows], "next_cursor": None}))
         return
     table = Table(title="Conflicts")
-    for heading in ("id", "document", "strategy", "the cloud has", "the device wrote", "winner", "since"):
-        table.add_column(heading)
+    table.add_column("id", no_wrap=True)
+    table.add_column("document", overflow="fold", min_width=20)
+    for heading in ("the cloud has", "the device wrote", "winner"):
+        table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(
-            str(row.conflict_id), f"{row.scope}/{row.key}", row.strategy, _short(row.cloud_version),
-            f"{row.device_id}: {_short(row.device_version)}", row.winner or "open", f"{row.opened_at:%Y-%m-%d %H:%M}",
-        )  # fmt: skip
+        document = f"{row.scope}/{row.key}\n{row.strategy}, {row.opened_at:%Y-%m-%d %H:%M}"
+        wrote = f"{row.device_id}\n{_short(row.device_version)}"
+        table.add_row(str(row.conflict_id), document, _short(row.cloud_version), wrote, row.winner or "open")
     Console().print(table)
 
 

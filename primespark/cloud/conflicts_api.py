@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import Field
 
 from primespark.cloud.state import Cloud, cloud_of
 from primespark.core.clock import to_rfc3339
@@ -25,7 +24,7 @@ Operator = Annotated[Principal, Depends(require(Role.OPERATOR))]
 class Resolution(Message):
     """Whose version stands, or what else does."""
 
-    winner: Annotated[DeviceId | None, Field(description="`cloud`, or the device")] = None
+    winner: Literal["cloud"] | DeviceId | None = None
     value: dict[str, Any] | None = None
 
 

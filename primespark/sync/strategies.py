@@ -58,8 +58,9 @@ def latest_wins(left: Document, right: Document) -> Document:
 
     Where a wrong clock gave one timestamp twice, the one that is greater as JSON text stands.
     """
-    return replace(max(left, right, key=_rank), vv=join(left.vv, right.vv))
+    is_left = left.hlc > right.hlc if left.hlc != right.hlc else _text(left) > _text(right)
+    return replace(left if is_left else right, vv=join(left.vv, right.vv))
 
 
-def _rank(document: Document) -> tuple[str, str, str]:
-    return document.hlc, json.dumps(document.value, sort_keys=True), json.dumps(document.leaf_hlc, sort_keys=True)
+def _text(document: Document) -> tuple[str, str]:
+    return json.dumps(document.value, sort_keys=True), json.dumps(document.leaf_hlc, sort_keys=True)
