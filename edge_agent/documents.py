@@ -59,10 +59,18 @@ class Documents:
         document = await self._database.run(lambda connection: load(connection, scope, key))
         return document if document and document.value else None
 
-    async def list_all(self) -> list[Kept]:
-        """Every document that has a value, by scope and key."""
-        kept = await self._database.run(_load_all)
-        return [entry for entry in kept if entry.document.value]
+    async def page(self, after: tuple[str, str], limit: int, scope: str | None = None) -> list[Kept]:
+        """At most `limit` documents that have a value, of one scope or all, behind `after` by scope and key."""
+
+        def work(connection: sqlite3.Connection) -> list[Kept]:
+            rows = connection.execute(
+                f"{_SELECT} WHERE (scope, key) > (?, ?) AND value <> '{{}}' AND coalesce(scope = ?, 1)"
+                " ORDER BY scope, key LIMIT ?",
+                (*after, scope, limit),
+            )
+            return [_kept(row) for row in rows.fetchall()]
+
+        return await self._database.run(work)
 
     async def cursor(self) -> int:
         """How far the cloud's log was read."""

@@ -5,60 +5,70 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from edge_agent.api import Here, Operator, Viewer
 from primespark.core.web import read_json
-from primespark.errors import InvalidInputError, NotFoundError, PreconditionError
+from primespark.core.web.preconditions import check_preconditions, is_unchanged
+from primespark.errors import InvalidInputError, NotFoundError
 from primespark.sync.documents import Document, merge_patch
-from primespark.sync.records import DataClass
+from primespark.sync.records import DataClass, Name
 
 router = APIRouter(prefix="/api/v1/records")
-Key = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$")]
-Scope = Annotated[str | None, Query(max_length=63)]
+Scope = Annotated[Name | None, Query()]
 
 
 @router.get("/{data_class}", dependencies=[Viewer])
-async def list_records(data_class: DataClass, here: Here) -> dict[str, Any]:
-    """All documents in the device's scopes."""
+async def list_records(
+    data_class: DataClass,
+    here: Here,
+    scope: Scope = None,
+    after: Annotated[str, Query(max_length=200)] = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+) -> dict[str, Any]:
+    """Documents in the device's scopes, or in one of them, by scope and key."""
     _check_class(data_class)
-    kept = await here.documents.list_all()
-    return {"items": [_describe(entry.scope, entry.key, entry.document) for entry in kept], "next_cursor": None}
+    last_scope, _, last_key = after.partition("/")
+    kept = await here.documents.page((last_scope, last_key), limit, scope)
+    last = f"{kept[-1].scope}/{kept[-1].key}" if len(kept) == limit else None
+    return {"items": [_describe(entry.scope, entry.key, entry.document) for entry in kept], "next_cursor": last}
 
 
-@router.get("/{data_class}/{key}", dependencies=[Viewer])
-async def read_record(data_class: DataClass, key: Key, here: Here, scope: Scope = None) -> Response:
+@router.get("/{data_class}/{key:path}", dependencies=[Viewer])
+async def read_record(data_class: DataClass, key: Name, request: Request, here: Here, scope: Scope = None) -> Response:
     """One document."""
     _check_class(data_class)
     where = scope or here.device_id
     document = await here.documents.read(where, key)
     if document is None:
         raise _absent(key)
+    if is_unchanged(request, _etag(document)):
+        return Response(status_code=304, headers={"ETag": _etag(document)})
     return _answer(where, key, document, 200)
 
 
-@router.put("/{data_class}/{key}")
+@router.put("/{data_class}/{key:path}")
 async def put_record(
-    data_class: DataClass, key: Key, request: Request, here: Here, _: Operator, scope: Scope = None
+    data_class: DataClass, key: Name, request: Request, here: Here, _: Operator, scope: Scope = None
 ) -> Response:
     """Write a whole document; `desired` must stay as the cloud has it."""
     value = await _read_object(request, data_class)
     return await _write(here, scope, key, request, lambda _: value)
 
 
-@router.patch("/{data_class}/{key}")
+@router.patch("/{data_class}/{key:path}")
 async def patch_record(
-    data_class: DataClass, key: Key, request: Request, here: Here, _: Operator, scope: Scope = None
+    data_class: DataClass, key: Name, request: Request, here: Here, _: Operator, scope: Scope = None
 ) -> Response:
     """Apply a JSON merge patch."""
     patch = await _read_object(request, data_class)
     return await _write(here, scope, key, request, lambda document: dict(merge_patch(document.value, patch)))
 
 
-@router.delete("/{data_class}/{key}")
+@router.delete("/{data_class}/{key:path}")
 async def delete_record(
-    data_class: DataClass, key: Key, request: Request, here: Here, _: Operator, scope: Scope = None
+    data_class: DataClass, key: Name, request: Request, here: Here, _: Operator, scope: Scope = None
 ) -> Response:
     """Delete a document; the deletion travels."""
     _check_class(data_class)
@@ -100,9 +110,11 @@ async def _read_object(request: Request, data_class: DataClass) -> dict[str, Any
 
 
 def _check_match(request: Request, document: Document) -> None:
-    expected = request.headers.get("if-match")
-    if expected is not None and expected not in {f'"{document.hlc}"', "*" if document.value else ""}:
-        raise PreconditionError("the document has changed since it was read", remedy="read it again")
+    check_preconditions(request, _etag(document) if document.value else None)
+
+
+def _etag(document: Document) -> str:
+    return f'"{document.hlc}"'
 
 
 def _check_class(data_class: DataClass) -> None:
@@ -115,7 +127,7 @@ def _absent(key: str) -> NotFoundError:
 
 
 def _answer(scope: str, key: str, document: Document, status: int) -> Response:
-    return JSONResponse(_describe(scope, key, document), status, headers={"ETag": f'"{document.hlc}"'})
+    return JSONResponse(_describe(scope, key, document), status, headers={"ETag": _etag(document)})
 
 
 def _describe(scope: str, key: str, document: Document) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from primespark.cloud import conflicts_api, gate, lineage_api, people
+from primespark.cloud import conflicts_api, gate, lineage_api, people, records_api
 from primespark.cloud.notifier import Notifier
 from primespark.cloud.state import Cloud
 from primespark.core.logging import configure_logging, get_logger
@@ -102,7 +102,7 @@ def build_app(cloud: Cloud) -> FastAPI:
     app = create_app(
         title="primespark-cloud",
         authenticate=cloud.authenticate,
-        routers=[gate.router, conflicts_api.router, lineage_api.router, people.router],
+        routers=[gate.router, conflicts_api.router, lineage_api.router, people.router, records_api.router],
         readiness=readiness,
         summary=summary,
         max_body_bytes=cloud.settings.cloud.max_body_bytes,

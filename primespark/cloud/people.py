@@ -1,4 +1,4 @@
-"""`/api/v1` for people: devices and their documents, labels, metrics."""
+"""`/api/v1` for people: devices, labels, metrics."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AwareDatetime, Base64Bytes, Field, StringConstraints
-from sqlalchemy import Connection
 from starlette.responses import JSONResponse, Response
 
 from primespark.cloud.state import Cloud, cloud_of
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.identifiers import DeviceId
 from primespark.core.values import check_text
-from primespark.core.web import Principal, Role, read_json, read_model, require
-from primespark.errors import InvalidInputError, NotFoundError, PreconditionError, TooLargeError
+from primespark.core.web import Principal, Role, read_model, require
+from primespark.errors import InvalidInputError, TooLargeError
 from primespark.inference.images import decode_image
-from primespark.store import devices, documents, labels, samples
+from primespark.store import devices, labels, samples
 from primespark.store.facts import MAX_LABEL_BYTES
-from primespark.sync.records import DataClass, Message, Name
+from primespark.sync.records import Message, Name
 
 router = APIRouter(prefix="/api/v1")
 CloudState = Annotated[Cloud, Depends(cloud_of)]
@@ -110,34 +109,6 @@ async def rotate_device(device_id: DeviceId, cloud: CloudState) -> dict[str, str
     return {"device_id": device_id, "key": key}
 
 
-@router.get("/devices/{device_id}/records/{data_class}/{key}", dependencies=[Viewer])
-async def read_record(device_id: DeviceId, data_class: DataClass, key: Name, cloud: CloudState) -> Response:
-    """A device's document."""
-    return await _read_document(cloud, device_id, data_class, key)
-
-
-@router.patch("/devices/{device_id}/records/{data_class}/{key}")
-async def patch_record(
-    device_id: DeviceId, data_class: DataClass, key: Name, request: Request, cloud: CloudState, _: Operator
-) -> Response:
-    """Apply a JSON merge patch to a device's document; `If-Match` is honoured."""
-    patch = await read_json(request)
-    if not isinstance(patch, dict):
-        raise InvalidInputError("a merge patch of a document is a JSON object", remedy="send an object")
-    _check_class(data_class)
-    expected = request.headers.get("if-match")
-
-    def work(connection: Connection) -> None:
-        devices.find(connection, device_id)
-        current = documents.read(connection, device_id, key, for_update=True)
-        if expected is not None and expected != f'"{current.hlc if current else ""}"':
-            raise PreconditionError("the document has changed since it was read", remedy="read it again")
-        documents.write_cloud(connection, device_id, key, patch)
-
-    await cloud.transact(work)
-    return await _read_document(cloud, device_id, data_class, key)
-
-
 @router.post("/labels")
 async def add_label(request: Request, cloud: CloudState, person: Operator) -> JSONResponse:
     """Say what an image shows; the newest word on a sample stands."""
@@ -212,23 +183,6 @@ async def query_metrics(request: Request, cloud: CloudState) -> dict[str, Any]:
         ],
         "next_cursor": None,
     }
-
-
-async def _read_document(cloud: Cloud, scope: str, data_class: DataClass, key: str) -> Response:
-    _check_class(data_class)
-    document = await cloud.transact(lambda connection: documents.read(connection, scope, key))
-    if document is None:
-        raise NotFoundError(f"no {data_class} document {key!r} of {scope!r}", remedy="list the devices first")
-    body = {
-        "data_class": data_class, "scope": scope, "key": key, "value": document.value, "vv": document.vv,
-        "hlc": document.hlc, "leaf_hlc": document.leaf_hlc, "deleted": False,
-    }  # fmt: skip
-    return JSONResponse(body, headers={"ETag": f'"{document.hlc}"'})
-
-
-def _check_class(data_class: DataClass) -> None:
-    if data_class is not DataClass.CONFIGURATIONS:
-        raise NotFoundError(f"{data_class} are facts, not documents", remedy="documents are in `configurations`")
 
 
 def _device(row: devices.DeviceRow) -> dict[str, Any]:

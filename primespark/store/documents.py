@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Row, cast, func, select, text
+from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from primespark.core.values import check_text, storable_json
 from primespark.errors import AuthorizationError, ConflictError, InvalidInputError
@@ -47,6 +48,14 @@ class Stored:
     shared_writes: dict[str, SharedWrite] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Documents by key, and after which key there are more; None: that was all."""
+
+    items: list[tuple[str, Document]]
+    next_after: str | None
+
+
 def read(connection: Connection, scope: str, key: str, *, for_update: bool = False) -> Document | None:
     """A document; with `for_update` nobody else writes documents until commit."""
     row = _row(connection, scope, key, for_update)
@@ -62,26 +71,48 @@ def read_stored(connection: Connection, scope: str, key: str, *, for_update: boo
 
 
 def write_cloud(connection: Connection, scope: str, key: str, patch: dict[str, Any]) -> DocumentChange:
-    """Apply a JSON merge patch (RFC 7396) as the cloud; a patch that changes nothing writes nothing.
+    """`change_cloud` by a JSON merge patch (RFC 7396); an empty document is the deleted one.
+
+    Raises:
+        AuthorizationError: As `change_cloud`.
+        ConflictError: As `change_cloud`.
+        InvalidInputError: As `change_cloud`, or nothing to begin a document with.
+    """
+    if Region.REPORTED in patch:
+        raise _not_owner()
+    storable_json(patch)
+    written = change_cloud(connection, scope, key, lambda document: dict(merge_patch(document.value, patch)))
+    if not written.vv:
+        raise InvalidInputError("an empty document is none", remedy="write a field", code="empty_document")
+    return to_change(scope, key, written)
+
+
+def change_cloud(
+    connection: Connection, scope: str, key: str, change: Callable[[Document], dict[str, Any]]
+) -> Document:
+    """Write, as the cloud, the value `change` makes of a document; the same value again writes nothing.
+
+    Args:
+        connection: In a transaction.
+        scope: Of the document.
+        key: Of the document.
+        change: Called with what there is, while nobody else writes documents.
 
     Raises:
         AuthorizationError: Code `not_owner`: `reported` is the device's alone.
         ConflictError: Code `record_frozen`: versions of the document wait for somebody to decide.
-        InvalidInputError: Too deep, too large, not storable, or nothing to begin a document with.
+        InvalidInputError: Too deep, too large, or not storable.
     """
-    if Region.REPORTED in patch:
-        raise AuthorizationError("`reported` is the device's alone", remedy="write `desired`", code="not_owner")
-    storable_json(patch)
     check_text(scope, key)
     known = read_stored(connection, scope, key, for_update=True)
     before = known.document
-    value = merge_patch(before.value, patch)
+    value = change(before)
     if value == before.value:
-        if not before.vv:
-            raise InvalidInputError("an empty document is none", remedy="write a field", code="empty_document")
-        return to_change(scope, key, before)
-    is_shared = any(region_of(p) is Region.SHARED for p in changed_pointers(before, Document(value)))
-    if is_shared and is_frozen(connection, scope, key):
+        return before
+    regions = {region_of(pointer) for pointer in changed_pointers(before, Document(value))}
+    if Region.REPORTED in regions:
+        raise _not_owner()
+    if Region.SHARED in regions and is_frozen(connection, scope, key):
         raise ConflictError(
             f"versions of {key!r} wait for a decision",
             remedy="see `primespark sync conflicts`, then `primespark sync resolve`",
@@ -89,7 +120,8 @@ def write_cloud(connection: Connection, scope: str, key: str, patch: dict[str, A
         )
     counter, hlc = server.next_counter(connection), server.stamp(connection)
     after = write(before, value, replica=CLOUD, counter=counter, hlc=hlc)
-    return store_write(connection, scope, key, known, after, CLOUD if is_shared else None, counter, hlc)
+    store_write(connection, scope, key, known, after, CLOUD if Region.SHARED in regions else None, counter, hlc)
+    return after
 
 
 def store_write(
@@ -133,6 +165,26 @@ def store_write(
         .on_conflict_do_update(index_elements=["data_class", "scope", "key"], set_=fields)
     )
     return change
+
+
+def page(connection: Connection, scope: str, after: str, limit: int) -> Page:
+    """Documents of a scope in order of key, from the one behind `after`; at most `limit`, and about `PAGE_BYTES`."""
+    statement = (
+        select(document_table)
+        .where(document_table.c.data_class == _CLASS, document_table.c.scope == scope)
+        .where(document_table.c.key > after, document_table.c.value != cast({}, JSONB))
+        .order_by(document_table.c.key)
+        .limit(limit + 1)
+    )
+    items: list[tuple[str, Document]] = []
+    size = 0
+    with connection.execute(statement, execution_options={"yield_per": _ROWS_PER_FETCH}) as rows:
+        for row in rows:
+            if len(items) == limit or size >= PAGE_BYTES:
+                return Page(items, items[-1][0])
+            items.append((row.key, _document(row)))
+            size += len(storable_json(row.value)) + len(storable_json(row.leaf_hlc))
+    return Page(items, None)
 
 
 def pull(connection: Connection, device_id: str, cursor: int, limit: int) -> PullResponse:
@@ -196,6 +248,10 @@ def to_change(scope: str, key: str, document: Document) -> DocumentChange:
         leaf_hlc=document.leaf_hlc,
         value=document.value or None,
     )
+
+
+def _not_owner() -> AuthorizationError:
+    return AuthorizationError("`reported` is the device's alone", remedy="write `desired`", code="not_owner")
 
 
 def _row(connection: Connection, scope: str, key: str, for_update: bool) -> Row[Any] | None:

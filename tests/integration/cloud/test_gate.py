@@ -215,7 +215,7 @@ async def test_a_waiting_pull_is_answered_by_a_write(gate: Gate) -> None:
     patched = await gate.client.patch(
         "/api/v1/devices/edge-1/records/configurations/twin", json={"desired": {"rate": 3}}, headers=gate.admin
     )
-    assert patched.status_code == 200
+    assert patched.status_code == 201
     page = (await asyncio.wait_for(waiting, 10)).json()
     (change,) = page["changes"]
     assert change["change"]["value"] == {"desired": {"rate": 3}}

@@ -184,7 +184,7 @@ class Exchange:
         self._note_read(edge)
 
     def _note_read(self, edge: Edge) -> None:
-        for kept in self.run(edge.documents.list_all()):
+        for kept in self.run(edge.documents.page(("", ""), 1000)):
             if not kept.is_dirty:
                 self.read[edge.device_id, kept.scope, kept.key] = kept.document.vv
 

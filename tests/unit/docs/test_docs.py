@@ -16,6 +16,7 @@ from edge_agent.capture.configured import configured_sources
 from edge_agent.open_inference import routes as open_inference
 from primespark.cli.main import app
 from primespark.cloud import conflicts_api, gate, lineage_api, people
+from primespark.cloud import records_api as cloud_records_api
 from primespark.core.clock import utc_now
 from primespark.core.manifests import Manifest, SignedManifest, SigningKey, Variant
 from primespark.core.settings import Settings, load_settings
@@ -106,7 +107,7 @@ def _routes() -> Iterator[str]:
         api.router, cache_api.router, capture_api.router, examples_api.router, openai_api.router,
         preprocess_api.router, records_api.router, open_inference.router,
         open_inference.health_router(_nothing, open_health=True), conflicts_api.router,
-        gate.router, lineage_api.router, people.router,
+        cloud_records_api.router, gate.router, lineage_api.router, people.router,
     )  # fmt: skip
     for router in routers:
         for route in router.routes:
@@ -116,7 +117,7 @@ def _routes() -> Iterator[str]:
 
 def test_every_route_is_explained() -> None:
     text = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
-    routes = [route.replace("{data_class}", "configurations") for route in _routes()]
+    routes = [route.replace("{data_class}", "configurations").replace(":path}", "}") for route in _routes()]
     assert [route for route in routes if not re.search(rf"`{re.escape(route)}[`?]", text)] == []
 
 
