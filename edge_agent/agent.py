@@ -22,6 +22,7 @@ from edge_agent.capture.picture_store import PictureKind, PictureStore
 from edge_agent.capture_api import CaptureParts
 from edge_agent.credentials import CredentialFiles
 from edge_agent.database import Database
+from edge_agent.device_clock import DeviceClock
 from edge_agent.documents import Documents
 from edge_agent.hardware import Hardware
 from edge_agent.inference_service import InferenceService
@@ -143,7 +144,8 @@ class _Agent:
 async def _build(settings: Settings, folder: Path, database: Database, detector: Future[ServedModel | None]) -> _Agent:
     edge = settings.edge
     files = CredentialFiles(folder, edge)
-    queue = OfflineQueue(database, edge.offline)
+    clock = DeviceClock(settings.sync.clock_tolerance_s)
+    queue = OfflineQueue(database, edge.offline, clock=clock)
     documents = Documents(database, edge.device_id, settings.sync.fleet_writable)
     # Cameras need it from the first frame on; without any it is loaded as the others are.
     is_loaded = settings.looks or edge.inference.accelerator.detector is not None
@@ -155,13 +157,13 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     telemetry = Telemetry(edge.telemetry, queue, hardware.telemetry) if settings.features.telemetry else None
     if telemetry is not None and edge.telemetry.replay_recording and files.current is None:
         await telemetry.replay()
-    gate = _gate(settings)
+    gate = _gate(settings, clock)
     serve_variants = serving(accelerator, edge.inference.max_image_pixels, lambda: service.depth, service.workers)
     deployer = ModelDeployer(
         folder / "models", service.slots, documents, files, gate, edge, service.is_idle,
         accelerator.runtime, serve_variants,
     )  # fmt: skip
-    outgoing = Outgoing(database, edge.device_id, settings.sync.batch_records, _batch_bytes(files))
+    outgoing = Outgoing(database, edge.device_id, settings.sync.batch_records, _batch_bytes(files), clock=clock)
     engine = None
     if gate is not None:
         engine = SyncEngine(
@@ -172,7 +174,7 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
         database.watch(lambda _: _call_soon(loop, notify))
     sight = _capture_parts(settings, folder, service, queue)
     labelled = LabelledFolder(edge.capture.labelled_folder, queue) if edge.capture.labelled_folder else None
-    device = Device(edge.device_id, service, language, queue, documents, engine, hardware)
+    device = Device(edge.device_id, service, language, queue, documents, engine, hardware, clock)
     app = build_app(settings, folder, database, device, detector, sight)
     return _Agent(
         settings, database, app, service, language, telemetry, hardware, sight, labelled, deployer, engine, gate,
@@ -194,13 +196,13 @@ def _capture_parts(settings: Settings, folder: Path, service: InferenceService, 
     return CaptureParts(capture, witness, pictures, broadcast)
 
 
-def _gate(settings: Settings) -> Any:
+def _gate(settings: Settings, clock: DeviceClock) -> Any:
     if settings.network.cloud_url is None:
         log.info("alone", why="network.cloud_url is not set")
         return None
     from edge_agent.gate_client import GateClient
 
-    return GateClient(settings.network.cloud_url, settings.network)
+    return GateClient(settings.network.cloud_url, settings.network, clock)
 
 
 def _batch_bytes(files: CredentialFiles) -> int:

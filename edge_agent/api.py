@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
 
+from edge_agent.device_clock import DeviceClock
 from edge_agent.documents import Documents
 from edge_agent.hardware import Hardware
 from edge_agent.inference_service import Given, InferenceService
@@ -53,6 +54,7 @@ class Device:
     documents: Documents
     engine: SyncEngine | None
     hardware: Hardware
+    clock: DeviceClock
 
 
 def device_of(request: Request) -> Device:
@@ -148,7 +150,7 @@ async def sync_status(here: Here) -> dict[str, Any]:
         "cause": state.cause or None, "remedy": state.remedy or None, "epoch": status.epoch,
         "push": {"pending": status.pending, "records": state.pushed_records, "last_at": _when(state.last_push_at)},
         "pull": {"cursor": await here.documents.cursor(), "last_at": _when(state.last_pull_at)},
-        "last_contact_at": _when(state.last_contact_at),
+        "last_contact_at": _when(state.last_contact_at), "clock_offset_s": here.clock.offset_s,
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import platform
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -15,9 +16,11 @@ import httpx2
 from prometheus_client import Counter
 from pydantic import BaseModel, ValidationError
 
+from edge_agent.device_clock import DeviceClock
 from edge_agent.outgoing import Batch
 from edge_agent.slots.download import BlobPart
 from primespark.core.settings import NetworkSettings
+from primespark.core.values import EARLIEST, LATEST
 from primespark.errors import (
     AuthenticationError,
     AuthorizationError,
@@ -31,10 +34,11 @@ from primespark.errors import (
     TransientError,
     UnavailableError,
 )
-from primespark.sync.records import EnrolRequest, EnrolResponse, EpochResponse, PullResponse, PushResponse
+from primespark.sync.records import EnrolRequest, EnrolResponse, EpochResponse, PullResponse, PushResponse, TimeResponse
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 206, 416
+_HELD = re.compile(r"total;dur=(\d{1,9}\.\d{1,6})")
 _JSON = {"Content-Type": "application/json"}
 _ERRORS: dict[int, type[PrimeSparkError]] = {
     400: InvalidInputError,
@@ -61,9 +65,11 @@ class GateClient:
     Args:
         url: Of the cloud.
         network: Timeouts.
+        clock: Learns the time from answers.
     """
 
-    def __init__(self, url: str, network: NetworkSettings) -> None:
+    def __init__(self, url: str, network: NetworkSettings, clock: DeviceClock | None = None) -> None:
+        self._clock = clock
         self._timeout_s = network.request_timeout_s
         self._connect_timeout_s = network.connect_timeout_s
         try:
@@ -105,6 +111,11 @@ class GateClient:
     async def begin_epoch(self) -> EpochResponse:
         """A new epoch for this device."""
         return _parse(await self._send("POST", "/sync/v1/epoch"), EpochResponse)
+
+    async def learn_time(self) -> None:
+        """Ask for the time, where no answer has told it yet."""
+        if self._clock is not None and self._clock.reading is None:
+            _parse(await self._send("GET", "/sync/v1/time"), TimeResponse)
 
     async def push(self, batch: Batch) -> PushResponse:
         """Send a batch."""
@@ -148,8 +159,11 @@ class GateClient:
 
     async def _send(self, method: str, path: str, *, timeout: Any = None, **parts: Any) -> _Answer:
         request = self._client.build_request(method, path, timeout=timeout or self._timeout(0), **parts)
+        sent_ns = self._clock.monotonic_ns() if self._clock is not None else 0
         try:
             reply = await self._client.send(request, stream=True)
+            if self._clock is not None and reply.is_success:
+                _learn(self._clock, reply.headers, sent_ns)
             try:
                 answer = _Answer(reply.status_code, reply.headers, await _read_bounded(reply))
             finally:
@@ -169,6 +183,18 @@ class _Answer:
     status: int
     headers: httpx2.Headers
     content: bytes
+
+
+def _learn(clock: DeviceClock, headers: httpx2.Headers, sent_ns: int) -> None:
+    """The time from an answer's `Server-Time` and `Server-Timing`; what has none, or another form, tells nothing."""
+    received_ns = clock.monotonic_ns()
+    held = _HELD.fullmatch(headers.get("server-timing", ""))
+    try:
+        told = datetime.fromisoformat(headers.get("server-time", ""))
+    except ValueError:
+        return
+    if held is not None and told.tzinfo is not None and EARLIEST <= told < LATEST:
+        clock.learn(told, float(held[1]) / 1000, sent_ns, received_ns)
 
 
 async def _read_bounded(reply: httpx2.Response) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 from edge_agent import documents, replica
 from edge_agent.database import Database
 from edge_agent.dead_letters import add_dead_letter
+from edge_agent.device_clock import DeviceClock
 from edge_agent.queue import compose, remove_sent
 from edge_agent.schema import forget_meta, read_number, write_meta
 from primespark.core.clock import wall_clock_ms
@@ -44,6 +45,7 @@ class Outgoing:
         batch_records: Most records of a batch.
         batch_bytes: Most bytes of a batch before compression.
         now_ms: The device's clock.
+        clock: Gives facts their true time.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class Outgoing:
         batch_records: int,
         batch_bytes: int,
         now_ms: Callable[[], int] = wall_clock_ms,
+        clock: DeviceClock | None = None,
     ) -> None:
+        self._clock = clock
         self._now_ms = now_ms
         self._database = database
         self._device_id = device_id
@@ -112,7 +116,9 @@ class Outgoing:
         rows = connection.execute(
             "SELECT id, stream, seq, tail FROM operation ORDER BY id LIMIT ?", (limit - len(picked.records),)
         )
-        for id_, stream, seq, tail in rows:
+        corrections = self._clock.corrections(connection) if self._clock is not None else None
+        for id_, stream, seq, waiting in rows:
+            tail = corrections.settled(id_, stream, waiting) if corrections is not None else waiting
             if not picked.add(compose(stream, seq, tail)):
                 break
             picked.last_operation = id_

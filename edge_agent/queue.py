@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
-from time import monotonic_ns as read_monotonic_ns
 from typing import Any
 
 from prometheus_client import Counter, Gauge
 
 from edge_agent.database import Database
+from edge_agent.device_clock import DeviceClock
 from edge_agent.schema import read_number
+from primespark.core.clock import monotonic_ns as read_monotonic_ns
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.identifiers import boot_id
 from primespark.core.settings import OfflineSettings
@@ -90,11 +91,17 @@ class OfflineQueue:
         database: Where they are kept.
         limits: Most operations and bytes, and the disk space that must stay free.
         free_bytes: Free space of the disk; a parameter so that a test can fill it.
+        clock: Remembers by what clock facts were stamped.
     """
 
     def __init__(
-        self, database: Database, limits: OfflineSettings, free_bytes: Callable[[], int] | None = None
+        self,
+        database: Database,
+        limits: OfflineSettings,
+        free_bytes: Callable[[], int] | None = None,
+        clock: DeviceClock | None = None,
     ) -> None:
+        self._clock = clock
         self._database = database
         self._limits = limits
         self._free_bytes = free_bytes or (lambda: shutil.disk_usage(database.path.parent).free)
@@ -151,6 +158,8 @@ class OfflineQueue:
             OverloadedError: Code `queue_full`.
         """
         self._check_room(connection, len(facts), sum(len(tail) + _ROW_BYTES for _, tail in facts))
+        if self._clock is not None:
+            self._clock.note(connection)
         return _number(connection, facts)
 
     def _insert(

@@ -38,8 +38,17 @@ ALTER TABLE document ADD COLUMN written_hlc TEXT NOT NULL DEFAULT '';
 ALTER TABLE document ADD COLUMN theirs TEXT
 """
 
+# Boots of this machine with the true time on their monotonic clock, null without contact; and how the wall clock stood
+# against it: a row when it was set.
+_CLOCK = """
+CREATE TABLE boot (id INTEGER PRIMARY KEY, boot_id TEXT NOT NULL UNIQUE, true_ns INTEGER, error_ns INTEGER);
+CREATE TABLE clock_step (
+    id INTEGER PRIMARY KEY, boot_id TEXT NOT NULL, from_ns INTEGER NOT NULL, offset_ns INTEGER NOT NULL
+)
+"""
+
 # What takes a file from each version to the next, the first from none. A version that was published never changes.
-STEPS = (_FIRST, _CONFLICTS)
+STEPS = (_FIRST, _CONFLICTS, _CLOCK)
 VERSION = len(STEPS)
 
 

@@ -200,6 +200,8 @@ class SyncEngine:
                 OPERATIONS.labels("push", "ok").inc()
 
     async def _push_once(self) -> None:
+        # First: what is in a batch keeps the time it has there.
+        await self._gate.learn_time()
         batch = await self._outgoing.next_batch()
         if batch is None:
             await self._ensure_epoch()

@@ -30,6 +30,7 @@ from primespark.sync.records import (
     PullResponse,
     PushRequest,
     PushResponse,
+    TimeResponse,
     TrustedKey,
 )
 
@@ -75,6 +76,12 @@ async def begin_epoch(cloud: CloudState, device: Device) -> EpochResponse:
 
     epoch, server_epoch = await cloud.transact(work)
     return EpochResponse(epoch=epoch, server_epoch=server_epoch, server_time=utc_now())
+
+
+@router.get("/time")
+async def tell_time(_: Device) -> TimeResponse:
+    """The time, for a device that has none; as every answer it says in its headers how long the gate held it."""
+    return TimeResponse(server_time=utc_now())
 
 
 @router.post("/push")

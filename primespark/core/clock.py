@@ -11,6 +11,7 @@ from typing import Self
 
 from primespark.errors import InvalidInputError
 
+_SINCE_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _COUNTER_LIMIT = 0x10000
 _TEXT = re.compile(r"(\d{13})-([0-9a-f]{4})-([a-z0-9][a-z0-9-]{0,62})")
 
@@ -28,6 +29,19 @@ def to_rfc3339(moment: datetime) -> str:
 def wall_clock_ms() -> int:
     """Milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
+
+
+def monotonic_ns() -> int:
+    """Nanoseconds since the machine's boot; where the kernel tells, those it slept through too."""
+    return time.clock_gettime_ns(_SINCE_BOOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The machine's two clocks in nanoseconds; passed in, so that a test runs in virtual time."""
+
+    wall_ns: Callable[[], int] = time.time_ns
+    monotonic_ns: Callable[[], int] = monotonic_ns
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -182,6 +182,7 @@ class SyncSettings(Section):
     pull_wait_s: Annotated[float, Field(ge=0, le=60)] = 20.0
     retry_base_s: Seconds = 1.0
     retry_max_s: Seconds = 300.0
+    clock_tolerance_s: Annotated[float, Field(ge=0.1, le=3600)] = 5.0
     # What the rounds of the cloud's side go by.
     overdue_after_s: Seconds = 900.0
     backlog_warning_s: Seconds = 3600.0

@@ -261,11 +261,11 @@ def _insert_facts(
     connection.execute(
         text(
             "INSERT INTO sync.fact"
-            " (device_id, epoch, batch_seq, stream, seq, data_class, time, boot_id, monotonic_ns, value)"
+            " (device_id, epoch, batch_seq, stream, seq, data_class, time, boot_id, monotonic_ns, quality, value)"
             " SELECT :device_id, :epoch, :batch_seq, given.*"
             " FROM unnest(CAST(:streams AS text[]), CAST(:seqs AS bigint[]), CAST(:classes AS text[]),"
             " CAST(:times AS timestamptz[]), CAST(:boots AS text[]),"
-            " CAST(:monotonic AS bigint[]), CAST(:values AS jsonb[])) AS given"
+            " CAST(:monotonic AS bigint[]), CAST(:qualities AS text[]), CAST(:values AS jsonb[])) AS given"
         ),
         {
             "device_id": device_id,
@@ -277,6 +277,7 @@ def _insert_facts(
             "times": [fact.time for fact, _ in taken],
             "boots": [fact.boot_id for fact, _ in taken],
             "monotonic": [fact.monotonic_ns for fact, _ in taken],
+            "qualities": [fact.quality for fact, _ in taken],
             "values": [value for _, value in taken],
         },
     )

@@ -53,6 +53,7 @@ class Lineage:
     """A fact's identity, the batch it came in, and of an inference result its frame and model.
 
     Attributes:
+        quality: What is to be known of `time`; None when nothing is.
         batch_seq: None for facts from before batches were kept.
         received_at: When the batch came.
         log_seq: Its row in the sync log.
@@ -65,6 +66,7 @@ class Lineage:
     data_class: str
     time: datetime
     boot_id: str
+    quality: str | None
     batch_seq: int | None
     received_at: datetime | None
     log_seq: int | None
@@ -95,7 +97,7 @@ def trace(connection: Connection, device_id: str, stream: str, seq: int, epoch: 
     is_result = "model_digest" in value
     return Lineage(
         device_id=device_id, epoch=row.epoch, stream=stream, seq=seq, data_class=row.data_class, time=row.time,
-        boot_id=row.boot_id, batch_seq=row.batch_seq,
+        boot_id=row.boot_id, quality=row.quality, batch_seq=row.batch_seq,
         received_at=entry.received_at if entry else None, log_seq=entry.log_seq if entry else None,
         frame=_frame(value) if is_result else None, model=_model(connection, value) if is_result else None,
     )  # fmt: skip

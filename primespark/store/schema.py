@@ -94,6 +94,7 @@ fact = Table(
     Column("time", _Moment, nullable=False),
     Column("boot_id", Text, nullable=False),
     Column("monotonic_ns", BigInteger, nullable=False),
+    Column("quality", Text),  # null: the device's clock was right
     Column("value", JSONB, nullable=False),
     Column("batch_seq", BigInteger),  # null: from before batches were kept
     PrimaryKeyConstraint("device_id", "epoch", "stream", "seq"),

@@ -53,6 +53,13 @@ DocumentClass = Literal[DataClass.CONFIGURATIONS]
 _Time = Annotated[AwareDatetime, Field(strict=False)]
 
 
+class Quality(StrEnum):
+    """What is to be known of a fact's time; without one, the device's clock agreed with the cloud's."""
+
+    CLOCK_REPAIRED = "clock_repaired"
+    CLOCK_UNKNOWN = "clock_unknown"
+
+
 class Fact(Message):
     """Something that happened; identity `(device_id, epoch, stream, seq)`."""
 
@@ -63,6 +70,7 @@ class Fact(Message):
     time: _Time
     boot_id: Annotated[str, StringConstraints(max_length=64)]
     monotonic_ns: Annotated[int, Field(ge=0, lt=2**63)]
+    quality: Annotated[Quality, Field(strict=False)] | None = None
     value: dict[str, Any]
 
 
@@ -219,6 +227,12 @@ class EnrolResponse(Message):
     trust: list[TrustedKey]
 
 
+class TimeResponse(Message):
+    """The cloud's time; the answer's headers tell it more exactly."""
+
+    server_time: _Time
+
+
 class EpochResponse(Message):
     """A new epoch after the local database was lost."""
 
@@ -244,8 +258,10 @@ __all__ = [
     "PulledChange",
     "PushRequest",
     "PushResponse",
+    "Quality",
     "Record",
     "RecordResult",
     "ResultStatus",
+    "TimeResponse",
     "TrustedKey",
 ]

@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.logging import get_logger
 from primespark.core.web import problems
 from primespark.core.web.access import Authenticator, allow_anyone, check_policies, require_viewer_unless_local
@@ -135,7 +136,11 @@ class _Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                held_ms = (time.perf_counter() - started) * 1000
                 message["headers"] += [
+                    # Together they tell a device the time, whatever a long poll or an upload took.
+                    (b"server-time", to_rfc3339(utc_now()).encode()),
+                    (b"server-timing", f"total;dur={held_ms:.3f}".encode()),
                     (b"x-request-id", request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
                 ]

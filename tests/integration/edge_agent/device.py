@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from edge_agent.accelerator import Accelerator
 from edge_agent.credentials import CredentialFiles
 from edge_agent.database import Database
+from edge_agent.device_clock import DeviceClock
 from edge_agent.documents import Documents
 from edge_agent.gate_client import GateClient
 from edge_agent.inference_service import InferenceService
@@ -80,15 +81,16 @@ async def running_device(
     token: str = TOKEN,
     models: SlotSettings = QUICK,
     inference: InferenceSettings | None = None,
+    clock: DeviceClock | None = None,
 ) -> AsyncIterator[Device]:
     """A device at work; ends as by a signal."""
     device_id = "edge-1"
     database = Database(folder / "queue.db")
     files = CredentialFiles(folder, EdgeSettings(device_id=device_id, enrolment_token=SecretStr(token)))
-    queue = OfflineQueue(database, limits or OfflineSettings())
+    queue = OfflineQueue(database, limits or OfflineSettings(), clock=clock)
     documents = Documents(database, device_id)
-    outgoing = Outgoing(database, device_id, settings.batch_records, 500_000)
-    gate = GateClient(url, NetworkSettings(request_timeout_s=2, connect_timeout_s=1))
+    outgoing = Outgoing(database, device_id, settings.batch_records, 500_000, clock=clock)
+    gate = GateClient(url, NetworkSettings(request_timeout_s=2, connect_timeout_s=1), clock)
     slots = Slots()
     edge = EdgeSettings(models=models, inference=inference or InferenceSettings())
     accelerator = Accelerator(edge.inference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,12 +13,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from edge_agent.database import Database
+from edge_agent.device_clock import DeviceClock
+from edge_agent.queue import NewFact, OfflineQueue
 from primespark.cloud.main import build, build_app
 from primespark.cloud.state import Cloud
-from primespark.core.settings import load_settings
+from primespark.core.clock import Clock, utc_now
+from primespark.core.settings import OfflineSettings, load_settings
 from primespark.core.web.server import bind
 from primespark.embedded.link import Link
 from primespark.store import devices, documents
+from primespark.sync.records import DataClass
 from tests.integration.edge_agent.device import running_device, until
 from tests.integration.edge_agent.digits import make_version
 from tests.integration.edge_agent.gate import serve_on_thread
@@ -58,6 +64,31 @@ def running_cloud(store_engine: Engine, tmp_path: Path) -> Iterator[RunningCloud
     with serve_on_thread(build_app(cloud), listener, lifespan="on"):
         yield RunningCloud(cloud, port)
     cloud.engine.dispose()
+
+
+async def test_what_a_wrong_clock_stamped_is_stored_with_its_true_time(
+    running_cloud: RunningCloud, tmp_path: Path
+) -> None:
+    wrong = timedelta(days=-400)
+    wrong_ns = int(wrong.total_seconds()) * 10**9
+    folder, before = tmp_path / "device", utc_now()
+    # Left by a boot that never reached the cloud.
+    lost_boot = Clock(lambda: time.time_ns() + wrong_ns)
+    database = Database(folder / "queue.db")
+    queue = OfflineQueue(database, OfflineSettings(), clock=DeviceClock(5, lost_boot, "lost-boot"))
+    await queue.enqueue([NewFact(DataClass.TELEMETRY, {"n": 0}, before + wrong, "lost-boot")])
+    database.close()
+    clock = DeviceClock(5, lost_boot)
+    async with running_device(
+        folder, f"http://127.0.0.1:{running_cloud.port}", token=running_cloud.token(), clock=clock
+    ) as device:
+        await device.queue.enqueue([NewFact(DataClass.TELEMETRY, {"n": 1}, utc_now() + wrong)])
+        await device.drained()
+        assert clock.offset_s == pytest.approx(wrong.total_seconds(), abs=1)
+    lost, repaired = running_cloud.ask("SELECT time, quality FROM sync.fact ORDER BY seq")
+    assert lost == (before + wrong, "clock_unknown")
+    assert repaired[1] == "clock_repaired"
+    assert before <= repaired[0] <= utc_now()
 
 
 async def test_facts_are_stored_once_though_replies_are_lost(running_cloud: RunningCloud, tmp_path: Path) -> None:
