@@ -20,6 +20,7 @@ from edge_agent.capture.broadcast import Broadcast
 from edge_agent.capture.earwitness import Earwitness
 from edge_agent.capture.picture_store import PictureKind, PictureStore
 from edge_agent.capture_api import CaptureParts
+from edge_agent.connectivity import ConnectivityMonitor, LinkHealth
 from edge_agent.credentials import CredentialFiles
 from edge_agent.database import Database
 from edge_agent.device_clock import DeviceClock
@@ -81,6 +82,7 @@ class _Agent:
     detector: Future[ServedModel | None]
     accelerator: Accelerator
     report: SyncReport
+    monitor: ConnectivityMonitor | None
 
     async def run(self) -> None:
         """Serve, look, measure and synchronise until a signal; then stop them all."""
@@ -121,6 +123,8 @@ class _Agent:
         if self.engine is not None:
             loops["sync"] = self.engine.run()
             loops["sync-report"] = self.report.run()
+        if self.monitor is not None:
+            loops["link"] = self.monitor.run()
         return loops
 
     async def _begin_looking(self) -> None:
@@ -164,21 +168,22 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
         accelerator.runtime, serve_variants,
     )  # fmt: skip
     outgoing = Outgoing(database, edge.device_id, settings.sync.batch_records, _batch_bytes(files), clock=clock)
-    engine = None
+    engine = monitor = None
     if gate is not None:
         engine = SyncEngine(
             gate, files, outgoing, documents, settings.sync, device_id=edge.device_id, on_documents=deployer.notify
         )
+        monitor = ConnectivityMonitor(gate.url, settings.network.probe, gate.link, engine.link_returned)
         loop = asyncio.get_running_loop()
         notify = engine.notify
         database.watch(lambda _: _call_soon(loop, notify))
     sight = _capture_parts(settings, folder, service, queue)
     labelled = LabelledFolder(edge.capture.labelled_folder, queue) if edge.capture.labelled_folder else None
-    device = Device(edge.device_id, service, language, queue, documents, engine, hardware, clock)
+    device = Device(edge.device_id, service, language, queue, documents, engine, hardware, clock, monitor)
     app = build_app(settings, folder, database, device, detector, sight)
     return _Agent(
         settings, database, app, service, language, telemetry, hardware, sight, labelled, deployer, engine, gate,
-        detector, accelerator, SyncReport(queue, documents),
+        detector, accelerator, SyncReport(queue, documents), monitor,
     )  # fmt: skip
 
 
@@ -202,7 +207,9 @@ def _gate(settings: Settings, clock: DeviceClock) -> Any:
         return None
     from edge_agent.gate_client import GateClient
 
-    return GateClient(settings.network.cloud_url, settings.network, clock)
+    probe = settings.network.probe
+    link = LinkHealth(probe.failures, probe.successes)
+    return GateClient(settings.network.cloud_url, settings.network, clock, link)
 
 
 def _batch_bytes(files: CredentialFiles) -> int:

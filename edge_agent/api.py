@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
 
+from edge_agent.connectivity import ConnectivityMonitor
 from edge_agent.device_clock import DeviceClock
 from edge_agent.documents import Documents
 from edge_agent.hardware import Hardware
@@ -55,6 +56,12 @@ class Device:
     engine: SyncEngine | None
     hardware: Hardware
     clock: DeviceClock
+    monitor: ConnectivityMonitor | None
+
+    @property
+    def link(self) -> dict[str, Any] | None:
+        """Whether the cloud can be reached; None without one."""
+        return None if self.monitor is None else self.monitor.to_json()
 
 
 def device_of(request: Request) -> Device:
@@ -126,7 +133,8 @@ async def inference_stats(here: Here) -> dict[str, Any]:
 async def offline_status(here: Here) -> dict[str, Any]:
     """What waits for the cloud."""
     status = await here.queue.status()
-    return {"online": here.engine is not None and here.engine.state.phase is Phase.ONLINE, **asdict(status)}
+    is_online = here.engine is not None and here.engine.state.phase is Phase.ONLINE
+    return {"online": is_online, "link": here.link, **asdict(status)}
 
 
 @router.get("/offline/queue", dependencies=[Viewer])
@@ -151,6 +159,7 @@ async def sync_status(here: Here) -> dict[str, Any]:
         "push": {"pending": status.pending, "records": state.pushed_records, "last_at": _when(state.last_push_at)},
         "pull": {"cursor": await here.documents.cursor(), "last_at": _when(state.last_pull_at)},
         "last_contact_at": _when(state.last_contact_at), "clock_offset_s": here.clock.offset_s,
+        "link": here.link,
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import httpx2
 from prometheus_client import Counter
 from pydantic import BaseModel, ValidationError
 
+from edge_agent.connectivity import LinkHealth, LinkState, fault_of
 from edge_agent.device_clock import DeviceClock
 from edge_agent.outgoing import Batch
 from edge_agent.slots.download import BlobPart
@@ -66,9 +67,14 @@ class GateClient:
         url: Of the cloud.
         network: Timeouts.
         clock: Learns the time from answers.
+        link: Is told whether there are any.
     """
 
-    def __init__(self, url: str, network: NetworkSettings, clock: DeviceClock | None = None) -> None:
+    def __init__(
+        self, url: str, network: NetworkSettings, clock: DeviceClock | None = None, link: LinkHealth | None = None
+    ) -> None:
+        self.url = url
+        self.link = link or LinkHealth()
         self._clock = clock
         self._timeout_s = network.request_timeout_s
         self._connect_timeout_s = network.connect_timeout_s
@@ -155,7 +161,7 @@ class GateClient:
             finally:
                 await reply.aclose()
         except (httpx2.HTTPError, httpx2.StreamError) as error:
-            raise _no_answer(error) from None
+            raise self._no_answer(error) from None
 
     async def _send(self, method: str, path: str, *, timeout: Any = None, **parts: Any) -> _Answer:
         request = self._client.build_request(method, path, timeout=timeout or self._timeout(0), **parts)
@@ -169,10 +175,23 @@ class GateClient:
             finally:
                 await reply.aclose()
         except (httpx2.HTTPError, httpx2.StreamError) as error:
-            raise _no_answer(error) from None
+            raise self._no_answer(error) from None
+        # What stands between, as a portal that wants a password, answers with a page.
+        if "json" in reply.headers.get("content-type", ""):
+            self.link.answered()
+        else:
+            self.link.failed(LinkState.NO_GATE)
         if reply.is_success:
             return answer
         raise _explain(answer)
+
+    def _no_answer(self, error: Exception) -> UnavailableError:
+        fault = fault_of(error)
+        self.link.failed(fault)
+        cause = f"no answer from the cloud: {type(error).__name__}: {error}"[:200]
+        if fault is LinkState.NOT_CONNECTED:
+            return UnavailableError(cause, remedy="check the link", code="not_connected")
+        return UnavailableError(cause, remedy="check the way back, and the cloud", code="no_answer")
 
     def _timeout(self, wait_s: float) -> httpx2.Timeout:
         return httpx2.Timeout(self._timeout_s + wait_s, connect=self._connect_timeout_s)
@@ -229,10 +248,6 @@ def _offset_of(reply: httpx2.Response) -> int:
             "a part of a blob that does not say which", remedy="check what stands between", code="no_gate"
         )
     return int(found[1])
-
-
-def _no_answer(error: Exception) -> UnavailableError:
-    return UnavailableError(f"no answer from the cloud: {type(error).__name__}: {error}"[:200], remedy="check the link")
 
 
 def _parse(answer: _Answer, model: type[Answer]) -> Answer:

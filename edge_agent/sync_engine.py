@@ -36,6 +36,8 @@ _TOKEN_POLL_S = 0.25
 _QUICK_ANSWER_S = 0.25
 # Refusals that say nothing about the batch's content, but about what happened to it on the way.
 _DAMAGED_ON_THE_WAY = {"bad_digest", "truncated_body"}
+# No word of the cloud's: when it is heard of again, there is reason to try at once.
+_NOT_REACHED = {"not_connected", "no_answer", "no_gate"}
 # What nobody but a person can mend; asking more often changes nothing.
 _REFUSED_PAUSE_S = 30.0
 
@@ -121,6 +123,12 @@ class SyncEngine:
         self._work.set()
         self._push_backoff.wake()
         self._pull_backoff.wake()
+
+    def link_returned(self) -> None:
+        """The cloud can be reached: end pauses that wait for just that."""
+        if self.state.phase is Phase.OFFLINE and self.state.code in _NOT_REACHED:
+            self._push_backoff.wake()
+            self._pull_backoff.wake()
 
     async def run(self) -> NoReturn:
         """Synchronise until cancelled."""

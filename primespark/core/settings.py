@@ -209,12 +209,26 @@ def _http_url(text: str) -> str:
     return text
 
 
+_HttpUrl = Annotated[str, AfterValidator(_http_url)]
+
+
+class ProbeSettings(Section):
+    """How a device asks whether its cloud is there, while no exchange tells."""
+
+    interval_s: Seconds = 30.0
+    timeout_s: Seconds = 5.0
+    failures: Annotated[int, Field(ge=1, le=100)] = 2
+    successes: Annotated[int, Field(ge=1, le=100)] = 1
+    endpoints: Annotated[tuple[_HttpUrl, ...], Field(max_length=8)] = ()
+
+
 class NetworkSettings(Section):
     """How a device reaches its cloud."""
 
-    cloud_url: Annotated[str, AfterValidator(_http_url)] | None = None
+    cloud_url: _HttpUrl | None = None
     connect_timeout_s: Seconds = 5.0
     request_timeout_s: Seconds = 30.0
+    probe: ProbeSettings = ProbeSettings()
 
 
 class SecuritySettings(Section):

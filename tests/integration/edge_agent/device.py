@@ -52,6 +52,7 @@ class Device:
     outgoing: Outgoing
     engine: SyncEngine
     slots: Slots
+    gate: GateClient
 
     async def enqueue(self, *numbers: int, stream: str = "telemetry") -> list[int]:
         """Facts with values `{"n": number}`."""
@@ -109,7 +110,7 @@ async def running_device(
     database.watch(notify)
     tasks = [asyncio.create_task(engine.run()), asyncio.create_task(deployer.run())]
     try:
-        yield Device(folder, database, queue, documents, outgoing, engine, slots)
+        yield Device(folder, database, queue, documents, outgoing, engine, slots, gate)
         for task in tasks:
             if task.done():
                 task.result()

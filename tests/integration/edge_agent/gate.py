@@ -53,7 +53,7 @@ class GateOracle:
         self.blob_ranges: list[str | None] = []
         self.refuses_batch: Callable[[dict[str, Any]], bool] = lambda _: False
         self.refuses_record: Callable[[dict[str, Any]], bool] = lambda _: False
-        self.batches = self.requests = self.replays = 0
+        self.batches = self.requests = self.replays = self.probes = 0
         self.changed = asyncio.Event()
 
     def put_document(self, scope: str, key: str, change: dict[str, Any]) -> None:
@@ -190,7 +190,7 @@ def problem(status: int, code: str) -> Response:
     return JSONResponse({"code": code, "detail": code, "status": status}, status, media_type="application/problem+json")
 
 
-def build(oracle: Callable[[], GateOracle]) -> Starlette:  # noqa: C901 (five short routes)
+def build(oracle: Callable[[], GateOracle]) -> Starlette:  # noqa: C901 (seven short routes)
     """The gate's routes over the oracle of the moment."""
 
     def device_of(request: Request) -> str | None:
@@ -199,6 +199,16 @@ def build(oracle: Callable[[], GateOracle]) -> Starlette:  # noqa: C901 (five sh
 
     async def enrol(request: Request) -> Response:
         return oracle().enrol(await request.json())
+
+    async def tell_time(request: Request) -> Response:
+        if device_of(request) is None:
+            return problem(401, "unauthenticated")
+        now = datetime.now(UTC).isoformat()
+        return JSONResponse({"server_time": now}, headers={"Server-Time": now, "Server-Timing": "total;dur=0.0"})
+
+    async def livez(_: Request) -> Response:
+        oracle().probes += 1
+        return JSONResponse({"status": "alive"})
 
     async def epoch(request: Request) -> Response:
         device = device_of(request)
@@ -233,6 +243,8 @@ def build(oracle: Callable[[], GateOracle]) -> Starlette:  # noqa: C901 (five sh
     return Starlette(
         routes=[
             Route("/sync/v1/enroll", enrol, methods=["POST"]),
+            Route("/sync/v1/time", tell_time),
+            Route("/livez", livez),
             Route("/sync/v1/epoch", epoch, methods=["POST"]),
             Route("/sync/v1/push", push, methods=["POST"]),
             Route("/sync/v1/pull", pull),

@@ -6,11 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from primespark.core.clock import utc_now
 from tests.helpers import wait_until
 from tests.integration.edge_agent.gate import RunningGate
 from tests.integration.edge_agent.test_process import running
@@ -31,10 +33,11 @@ def alone(home: Path, clock: str) -> dict[str, Any]:
 def test_alone_with_a_wrong_clock_it_infers_and_keeps_what_it_saw(
     gate: RunningGate, tmp_path: Path, clock: str
 ) -> None:
+    began = utc_now()
     said = alone(tmp_path, clock)
     assert "cup" in said["labels"]
     assert (said["health"]["status"], said["health"]["cloud"]) == ("healthy", "offline")
-    assert (said["sync"]["code"], said["sync"]["remedy"]) == ("unavailable", "check the link")
+    assert (said["sync"]["code"], said["sync"]["remedy"]) == ("not_connected", "check the link")
     assert "name resolution" in said["sync"]["cause"]
     doctor = said["doctor"]
     assert doctor["cloud"]["state"] == "bad"
@@ -56,4 +59,6 @@ def test_alone_with_a_wrong_clock_it_infers_and_keeps_what_it_saw(
         assert [fact["seq"] for fact in facts] == list(range(1, len(facts) + 1))
     assert not oracle.lost
     first = next(fact for fact in oracle.facts if (fact["stream"], fact["seq"]) == (oldest["stream"], 1))
-    assert first["time"] == oldest["time"]
+    # Its clock was wrong; what it measured has its true time once the cloud has told it.
+    assert first["quality"] == "clock_repaired"
+    assert began <= datetime.fromisoformat(first["time"]) <= utc_now()
