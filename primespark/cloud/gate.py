@@ -1,16 +1,14 @@
-"""`/sync/v1`: enrolment, push, pull and blobs, as devices speak it."""
+"""`/sync/v1`: enrolment, push and pull, as devices speak it."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import re
 from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import Connection
-from starlette.responses import FileResponse, Response
 
 from primespark.cloud.metrics import RECORDS
 from primespark.cloud.state import Cloud, cloud_of
@@ -18,8 +16,8 @@ from primespark.core.clock import utc_now
 from primespark.core.web import Principal, Role, require
 from primespark.core.web.access import allow_anyone
 from primespark.core.web.bodies import parse_model, read_body, read_model
-from primespark.errors import AuthorizationError, MalformedError, NotFoundError
-from primespark.store import devices, documents, server, tombstones
+from primespark.errors import AuthorizationError, MalformedError
+from primespark.store import devices, server, tombstones
 from primespark.store import gate as store_gate
 from primespark.sync.records import (
     MAX_RECORDS_PER_BATCH,
@@ -37,7 +35,6 @@ from primespark.sync.records import (
 MAX_PULL_WAIT_S = 60.0
 # Nobody has shown a credential yet when this body is read.
 MAX_ENROL_BYTES = 16 * 1024
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 router = APIRouter(prefix="/sync/v1")
 CloudState = Annotated[Cloud, Depends(cloud_of)]
@@ -125,20 +122,6 @@ async def pull(
         cursor = page.next_cursor
 
 
-@router.get("/blobs/{sha256}")
-async def blob(sha256: str, cloud: CloudState, device: Device) -> Response:
-    """A blob that a document in the device's scopes names; `Range` and `If-Range` are honoured."""
-    if not _SHA256.fullmatch(sha256) or not await cloud.transact(
-        lambda connection: documents.names_blob(connection, device.name, sha256)
-    ):
-        raise _no_blob(sha256)
-    path = cloud.blobs.path(sha256)
-    if not await asyncio.to_thread(path.is_file):
-        raise _no_blob(sha256)
-    headers = {"ETag": f'"{sha256}"', "Cache-Control": "private, immutable, max-age=31536000"}
-    return FileResponse(path, media_type="application/octet-stream", headers=headers)
-
-
 def _required(request: Request, header: str) -> str:
     value = request.headers.get(header)
     if value is None:
@@ -156,7 +139,3 @@ def _check_identity(request: Request, batch: PushRequest, device: Principal) -> 
     key = f"{batch.replica_id}/{batch.epoch}/{batch.batch_seq}"
     if request.headers.get("idempotency-key", key) != key:
         raise MalformedError("Idempotency-Key names another batch", remedy=f"send {key}", code="bad_idempotency_key")
-
-
-def _no_blob(sha256: str) -> NotFoundError:
-    return NotFoundError(f"no blob {sha256[:64]!r} for this device", remedy="read only what a document names")

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from primespark.cloud import conflicts_api, gate, lineage_api, people, records_api
+from primespark.cloud import blobs_api, conflicts_api, gate, lineage_api, people, records_api
 from primespark.cloud.notifier import Notifier
 from primespark.cloud.state import Cloud
 from primespark.core.logging import configure_logging, get_logger
@@ -31,6 +31,9 @@ _READY_DEADLINE_S = 2.0
 _STATEMENT_TIMEOUT_S = 30.0
 # What we make has 43; a file this short was cut off, or made by hand.
 _SHORTEST_KEY = 16
+_ROUTERS = (
+    gate.router, blobs_api.router, conflicts_api.router, lineage_api.router, people.router, records_api.router,
+)  # fmt: skip
 
 log = get_logger(__name__)
 
@@ -102,7 +105,7 @@ def build_app(cloud: Cloud) -> FastAPI:
     app = create_app(
         title="primespark-cloud",
         authenticate=cloud.authenticate,
-        routers=[gate.router, conflicts_api.router, lineage_api.router, people.router, records_api.router],
+        routers=_ROUTERS,
         readiness=readiness,
         summary=summary,
         max_body_bytes=cloud.settings.cloud.max_body_bytes,

@@ -159,6 +159,9 @@ class CloudSettings(Section):
     host: Host = "127.0.0.1"
     port: Port = 8080
     max_body_bytes: PositiveInt = 16 * 1024 * 1024
+    # Of blobs that devices write; the second is of one device.
+    max_blob_bytes: PositiveInt = 256 * 1024 * 1024
+    max_unfinished_bytes: PositiveInt = 512 * 1024 * 1024
     store: StoreSettings = StoreSettings()
     cache: CacheSettings = CacheSettings()
     kafka: KafkaSettings = KafkaSettings()

@@ -10,6 +10,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -324,4 +325,44 @@ server = Table(
     Column("document_counter", BigInteger, nullable=False),
     Column("last_hlc", Text, nullable=False),
     schema="control",
+)
+
+# Who wrote a blob, all of which has come; the device may read it, and it is kept for a while.
+device_blob = Table(
+    "blob",
+    metadata,
+    Column("device_id", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("written_at", _Moment, nullable=False),
+    PrimaryKeyConstraint("device_id", "sha256"),
+    schema="sync",
+)
+
+# Blobs on their way from a device, until all is there.
+upload = Table(
+    "upload",
+    metadata,
+    Column("device_id", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("moved_at", _Moment, nullable=False),
+    PrimaryKeyConstraint("device_id", "sha256"),
+    schema="sync",
+)
+
+# What they are made of, each piece once; those that came lie in a folder of the device.
+upload_chunk = Table(
+    "upload_chunk",
+    metadata,
+    Column("device_id", Text, nullable=False),
+    Column("blob_sha256", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("size", Integer, nullable=False),
+    PrimaryKeyConstraint("device_id", "sha256", "blob_sha256"),
+    ForeignKeyConstraint(
+        ["device_id", "blob_sha256"], ["sync.upload.device_id", "sync.upload.sha256"], ondelete="CASCADE"
+    ),
+    Index("upload_chunk_blob", "device_id", "blob_sha256"),
+    schema="sync",
 )

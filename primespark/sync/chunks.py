@@ -59,6 +59,12 @@ class ChunkList(Message):
         return ((chunk, end - chunk.size) for chunk, end in zip(self.chunks, ends, strict=True))
 
 
+class UploadState(Message):
+    """What the cloud still needs of a blob; with nothing missing it is there, whole and durable."""
+
+    missing: Annotated[list[Sha256], Field(max_length=MAX_CHUNKS)]
+
+
 def cut_bytes(data: bytes) -> ChunkList:
     """The chunks of `data`."""
     whole = hashlib.sha256(data)

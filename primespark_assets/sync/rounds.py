@@ -42,13 +42,14 @@ def sync_round(context: dg.AssetExecutionContext, store: StoreResource, blobs: B
     """What came in since the last round; overdue devices marked, waiting ones woken, remains removed."""
     from primespark.core.clock import utc_now
     from primespark.core.settings import load_settings
-    from primespark.store import backlogs, blob_collection, conflicts, rounds
+    from primespark.store import backlogs, blob_collection, conflicts, rounds, uploads
 
     settings, now = load_settings().sync, utc_now()
     with store.transaction() as connection:
         found = rounds.close_round(connection, now, _rules(settings))
         told, undecided = backlogs.read(connection), conflicts.waiting(connection)
         conflicts.collect(connection, now, timedelta(days=settings.conflict_days))
+        uploads.forget_old(connection, now, timedelta(days=settings.blob_days))
     with store.transaction() as connection:
         removed = blob_collection.collect(connection, blobs.store(), now, timedelta(days=settings.blob_days))
     for device_id in found.overdue[:_MAX_NAMED]:
