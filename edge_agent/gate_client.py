@@ -35,6 +35,7 @@ from primespark.errors import (
     TransientError,
     UnavailableError,
 )
+from primespark.sync.chunks import ChunkList
 from primespark.sync.records import EnrolRequest, EnrolResponse, EpochResponse, PullResponse, PushResponse, TimeResponse
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -137,8 +138,8 @@ class GateClient:
         return _parse(answer, PullResponse)
 
     @contextlib.asynccontextmanager
-    async def blob_from(self, sha256: str, offset: int) -> AsyncIterator[BlobPart]:
-        """A blob's bytes from `offset` on, from 0 where what answers knows no ranges; none are kept here.
+    async def blob_from(self, sha256: str, offset: int, end: int | None = None) -> AsyncIterator[BlobPart]:
+        """A blob's bytes from `offset` up to `end`, all of them where what answers knows no ranges; none are kept here.
 
         Raises:
             UnavailableError: No answer, or the link broke; also while the chunks are read.
@@ -146,8 +147,9 @@ class GateClient:
         """
         # Ranges are of the bytes sent: packed, they would be others.
         headers = {"Accept-Encoding": "identity"}
-        if offset:
-            headers |= {"Range": f"bytes={offset}-", "If-Range": f'"{sha256}"'}
+        if offset or end is not None:
+            last = "" if end is None else end - 1
+            headers |= {"Range": f"bytes={offset}-{last}", "If-Range": f'"{sha256}"'}
         request = self._client.build_request("GET", f"/sync/v1/blobs/{sha256}", headers=headers)
         try:
             reply = await self._client.send(request, stream=True)
@@ -157,11 +159,17 @@ class GateClient:
                     return
                 if not reply.is_success:
                     raise _explain(_Answer(reply.status_code, reply.headers, await _read_bounded(reply)))
-                yield BlobPart(_offset_of(reply), _counted(reply))
+                yield BlobPart(_offset_of(reply), _counted(reply), reply.status_code == _PARTIAL_CONTENT)
             finally:
                 await reply.aclose()
         except (httpx2.HTTPError, httpx2.StreamError) as error:
             raise self._no_answer(error) from None
+
+    async def chunks_of(self, sha256: str) -> ChunkList:
+        """What a blob is made of."""
+        answer = await self._send("GET", f"/sync/v1/blobs/{sha256}/chunks")
+        SENT.labels("blob").inc(len(answer.content))
+        return _parse(answer, ChunkList)
 
     async def _send(self, method: str, path: str, *, timeout: Any = None, **parts: Any) -> _Answer:
         request = self._client.build_request(method, path, timeout=timeout or self._timeout(0), **parts)

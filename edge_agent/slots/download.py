@@ -1,4 +1,7 @@
-"""Files of models on the device: fetched in pieces, gone on with after a cut, visible only when whole and right."""
+"""Files of models on the device: fetched in pieces, gone on with after a cut, visible only when whole and right.
+
+What is on its way is always a beginning of the blob, whether its bytes came from the cloud or from an older version.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from edge_agent.slots import pieces
 from edge_agent.slots.threads import in_thread
 from primespark.core.logging import get_logger
 from primespark.core.paths import holds_file, private_directory, remove_whatever
-from primespark.errors import IntegrityError, UnavailableError
+from primespark.errors import IntegrityError, PrimeSparkError, UnavailableError
+from primespark.sync.chunks import ChunkList
 
 # What a kill loses at most.
 _PIECE_BYTES = 256 * 1024
@@ -26,21 +31,30 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BlobPart:
-    """What the cloud sends of a blob: its bytes from `offset` on."""
+    """What the cloud sends of a blob: bytes from `offset` on; `is_part`: no others than were asked for."""
 
     offset: int
     chunks: AsyncIterator[bytes]
+    is_part: bool = False
 
 
 class BlobSource(Protocol):
     """Where blobs come from."""
 
-    def blob_from(self, sha256: str, offset: int) -> AbstractAsyncContextManager[BlobPart]:
-        """A blob's bytes from `offset` on, or from an earlier one where the other side cannot.
+    def blob_from(self, sha256: str, offset: int, end: int | None = None) -> AbstractAsyncContextManager[BlobPart]:
+        """A blob's bytes from `offset` on, up to `end`; all of them where the other side cannot.
 
         Raises:
             TransientError: No answer, or the link broke; also while the chunks are read.
             PermanentError: The blob is refused.
+        """
+        ...
+
+    async def chunks_of(self, sha256: str) -> ChunkList:
+        """What a blob is made of.
+
+        Raises:
+            PrimeSparkError: No answer, or the other side does not tell.
         """
         ...
 
@@ -95,6 +109,9 @@ class BlobFolder:
             await in_thread(begun.load, limit)
             if begun.digest.hexdigest() != sha256:
                 self._check_space(limit - begun.size)
+                if size_bytes is not None and size_bytes >= pieces.MIN_BYTES:
+                    await self._receive_missing(begun, sha256, source, size_bytes)
+            if begun.digest.hexdigest() != sha256:
                 await _receive(begun, sha256, source, limit)
             await in_thread(begun.sync)
         finally:
@@ -103,6 +120,32 @@ class BlobFolder:
             part.unlink()
             raise IntegrityError(f"blob {sha256[:16]} came with another digest", code="digest_mismatch")
         await in_thread(_publish, part, self.path(sha256))
+
+    async def _receive_missing(self, begun: _Begun, sha256: str, source: BlobSource, size: int) -> None:
+        """Take what older versions here share with a blob, and receive the rest; nothing where they share little."""
+        older = await in_thread(pieces.older_files, self._folder, sha256, size)
+        if not older:
+            return
+        try:
+            wanted = await source.chunks_of(sha256)
+            if (wanted.sha256, wanted.size) != (sha256, size):
+                return
+            found = await in_thread(pieces.compare, wanted, older)
+        except (PrimeSparkError, ValueError, OSError) as error:
+            # The blob itself may come all the same.
+            log.info("blob_not_compared", sha256=sha256, cause=str(error)[:200])
+            return
+        for piece in found:
+            if piece.end <= begun.size:
+                continue
+            data = await in_thread(piece.read) if piece.sha256 is not None else None
+            if data is None:
+                await _receive(begun, sha256, source, size, piece.end)
+            else:
+                await in_thread(begun.append, data[begun.size - piece.start :])
+        if found and begun.digest.hexdigest() != sha256:
+            log.error("blob_pieces_wrong", sha256=sha256)
+            await in_thread(begun.cut, 0)
 
     def keep_only(self, wanted: set[str]) -> None:
         """Remove every blob and beginning that is not of `wanted`."""
@@ -155,12 +198,16 @@ class _Begun:
         self._file.close()
 
 
-async def _receive(begun: _Begun, sha256: str, source: BlobSource, limit: int) -> None:
-    async with source.blob_from(sha256, begun.size) as part:
+async def _receive(begun: _Begun, sha256: str, source: BlobSource, limit: int, end: int | None = None) -> None:
+    """Append what is missing of a blob of at most `limit` bytes; with `end`, only up to there."""
+    async with source.blob_from(sha256, begun.size, end) as part:
         if part.offset > begun.size:
             raise UnavailableError(f"blob {sha256[:16]}: bytes were left out", remedy="check what answers there")
         if part.offset < begun.size:
+            # Whoever knows no ranges sends all of it.
             await in_thread(begun.cut, part.offset)
+        elif end is not None and part.is_part:
+            limit = end
         waiting = bytearray()
         try:
             async for chunk in part.chunks:
@@ -175,6 +222,8 @@ async def _receive(begun: _Begun, sha256: str, source: BlobSource, limit: int) -
         finally:
             # Also of a link that broke: it need not come again.
             begun.append(bytes(waiting))
+    if end is not None and begun.size < end:
+        raise UnavailableError(f"blob {sha256[:16]}: a part came short", remedy="check what stands between")
 
 
 def _too_long(sha256: str, limit: int) -> IntegrityError:

@@ -37,6 +37,18 @@ async def blob(sha256: str, cloud: CloudState, device: Device) -> Response:
     return FileResponse(path, media_type="application/octet-stream", headers=headers)
 
 
+@router.get("/blobs/{sha256}/chunks")
+async def chunks(sha256: str, cloud: CloudState, device: Device) -> Response:
+    """What such a blob is made of."""
+    await _readable(sha256, cloud, device)
+    try:
+        made_of = await asyncio.to_thread(cloud.blobs.chunks, sha256)
+    except ValueError:
+        # It has too many: only the whole can be had.
+        raise _no_blob(sha256) from None
+    return Response(made_of.to_json(), media_type="application/json")
+
+
 @router.put("/blobs/{sha256}/chunks")
 async def name_chunks(sha256: str, request: Request, cloud: CloudState, device: Device) -> UploadState:
     """Say what a blob is made of; which chunks are missing. With none missing it is whole and on the disk."""

@@ -108,6 +108,17 @@ async def test_what_was_uploaded_is_read_by_its_writer_and_by_nobody_else(
     assert writer.sent == before
 
 
+async def test_a_blob_says_what_it_is_made_of_to_those_who_may_read_it(gate: Gate, uploader: Make) -> None:
+    writer, other = await uploader("edge-1"), await uploader("edge-2")
+    cut = await writer.upload(data_of(16))
+    path = f"/sync/v1/blobs/{cut.sha256}/chunks"
+    for _ in range(2):
+        answer = await gate.client.get(path, headers=writer.key)
+        assert (answer.status_code, answer.content) == (200, cut.to_json())
+    assert (await gate.client.get(path, headers=other.key)).status_code == 404
+    assert (await gate.client.get("/sync/v1/blobs/x/chunks", headers=other.key)).status_code == 404
+
+
 async def test_a_digest_alone_gets_no_bytes(uploader: Make) -> None:
     writer, thief = await uploader("edge-1"), await uploader("edge-2")
     cut = await writer.upload(data_of(2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 
 from edge_agent.slots import download
 from edge_agent.slots.download import BlobFolder, BlobPart
+from edge_agent.slots.pieces import compare
 from primespark.core.identifiers import sha256_hex
-from primespark.errors import IntegrityError, UnavailableError
+from primespark.errors import IntegrityError, NotFoundError, UnavailableError
+from primespark.sync.chunks import MAX_CHUNK_BYTES, ChunkList, cut_bytes
 
 
 class Link:
@@ -34,17 +37,26 @@ class Link:
         self._cuts = list(cuts)
         self._knows_ranges = knows_ranges
         self._piece = piece
+        self._end = len(data)
+        self.told: ChunkList | None = None
         self.sent = 0
         self.answers = 0
 
     @contextlib.asynccontextmanager
-    async def blob_from(self, sha256: str, offset: int) -> AsyncIterator[BlobPart]:
+    async def blob_from(self, sha256: str, offset: int, end: int | None = None) -> AsyncIterator[BlobPart]:
         self.answers += 1
         start = offset if self._knows_ranges else 0
-        yield BlobPart(start, self._chunks(start, self._cuts.pop(0) if self._cuts else None))
+        self._end = end if self._knows_ranges and end is not None else len(self._data)
+        is_part = self._knows_ranges and end is not None
+        yield BlobPart(start, self._chunks(start, self._cuts.pop(0) if self._cuts else None), is_part)
+
+    async def chunks_of(self, sha256: str) -> ChunkList:
+        if self.told is None:
+            raise NotFoundError("it does not tell")
+        return self.told
 
     async def _chunks(self, start: int, cut: int | None) -> AsyncIterator[bytes]:
-        end = len(self._data) if cut is None else min(start + cut, len(self._data))
+        end = self._end if cut is None else min(start + cut, self._end)
         for place in range(start, end, self._piece):
             chunk = self._data[place : min(place + self._piece, end)]
             self.sent += len(chunk)
@@ -217,3 +229,77 @@ async def test_what_is_no_file_makes_room_for_one(tmp_path: Path, lay: Callable[
     assert names(tmp_path / "blobs") == [sha256]
     if (tmp_path / "outside").exists():
         assert (tmp_path / "outside").read_bytes() == b"of somebody else"
+
+
+SIZE = 2_000_000
+versions = st.builds(
+    lambda seed, places: (random.Random(seed).randbytes(SIZE), places),
+    st.integers(0, 2**32),
+    st.lists(st.tuples(st.integers(0, SIZE - 20_000), st.integers(1, 20_000)), min_size=1, max_size=4),
+)
+
+
+def edited(data: bytes, places: list[tuple[int, int]]) -> bytes:
+    changed = bytearray(data)
+    for start, length in places:
+        changed[start : start + length] = random.Random(start).randbytes(length)
+    return bytes(changed)
+
+
+@settings(max_examples=25, deadline=None)
+@given(versions, st.lists(st.integers(0, 200_000), max_size=4), st.booleans(), st.booleans())
+def test_of_a_new_version_only_what_differs_comes(
+    version: tuple[bytes, list[tuple[int, int]]], cuts: list[int], knows_ranges: bool, is_damaged: bool
+) -> None:
+    old, places = version
+    new = edited(old, places)
+    sha256, link = sha256_hex(new), Link(new, cuts, knows_ranges=knows_ranges, piece=10_000)
+    link.told = cut_bytes(new)
+    known = {chunk.sha256 for chunk in cut_bytes(old).chunks}
+    missing = sum(chunk.size for chunk in link.told.chunks if chunk.sha256 not in known)
+    with tempfile.TemporaryDirectory() as place:
+        folder = BlobFolder(Path(place), 0)
+        older = folder.path(sha256_hex(old))
+        older.write_bytes(old[:-1] + bytes([old[-1] ^ 1]) if is_damaged else old)
+        asyncio.run(fetch(folder, sha256, link, SIZE, SIZE))
+        assert folder.path(sha256).read_bytes() == new
+        assert len(names(Path(place))) == 2
+    if knows_ranges and not is_damaged:
+        assert link.sent == missing
+    if knows_ranges:
+        assert link.sent <= missing + MAX_CHUNK_BYTES
+
+
+@pytest.mark.parametrize("lie", ["none", "of another blob", "wrong chunks", "nothing shared"])
+async def test_whatever_is_told_of_the_chunks_the_blob_comes(tmp_path: Path, lie: str) -> None:
+    old = random.Random(1).randbytes(SIZE)
+    new = old[:-1000] + bytes(1000) if lie != "nothing shared" else random.Random(2).randbytes(SIZE)
+    folder, link = BlobFolder(tmp_path, 0), Link(new, [], piece=100_000)
+    folder.path(sha256_hex(old)).write_bytes(old)
+    right = cut_bytes(new)
+    link.told = {
+        "none": None,
+        "of another blob": cut_bytes(old),
+        "wrong chunks": right.model_copy(update={"chunks": cut_bytes(old).chunks}),
+        "nothing shared": right,
+    }[lie]
+    await folder.fetch(right.sha256, link, SIZE, SIZE)
+    assert folder.path(right.sha256).read_bytes() == new
+    assert link.sent == SIZE
+    assert names(tmp_path) == sorted([right.sha256, sha256_hex(old)])
+
+
+async def test_a_file_that_changed_since_it_was_compared_gives_nothing(tmp_path: Path) -> None:
+    old = random.Random(3).randbytes(SIZE)
+    new = old + b"more"
+    folder, link = BlobFolder(tmp_path, 0), Link(new, [], piece=100_000)
+    older = folder.path(sha256_hex(old))
+    older.write_bytes(old)
+    pieces = compare(cut_bytes(new), [older])
+    older.write_bytes(bytes(SIZE))
+    assert all(piece.read() is None for piece in pieces if piece.sha256 is not None)
+    older.unlink()
+    assert pieces[0].read() is None
+    link.told = cut_bytes(new)
+    await folder.fetch(sha256_hex(new), link, len(new), len(new))
+    assert link.sent == len(new)
