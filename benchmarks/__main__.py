@@ -14,7 +14,20 @@ from rich.table import Table
 from benchmarks.result import Result
 
 # Areas with figures so far; each is a module with `run() -> Iterator[Result]`.
-AREAS = ("cache", "conflicts", "conflicts", "dagster", "device", "edge", "hailo", "manager", "preprocessing", "sync")
+AREAS = (
+    "cache",
+    "conflicts",
+    "conflicts",
+    "dagster",
+    "device",
+    "edge",
+    "hailo",
+    "ingest",
+    "manager",
+    "preprocessing",
+    "queue",
+    "sync",
+)
 _PAGE_HEAD = """\
 # Benchmarks
 

@@ -6,15 +6,12 @@ tick divided by the batches it found; both are given. A device that looks twice 
 
 from __future__ import annotations
 
-import asyncio
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -22,13 +19,11 @@ from pathlib import Path
 import psutil
 from sqlalchemy import Engine
 
+from benchmarks.processes import postgres, process, wait
 from benchmarks.result import Result
 from primespark.core.clock import Timestamp, utc_now
 from primespark.core.identifiers import sha256_hex
 from primespark.embedded.dagster import CODE_SERVER, LOCATION
-from primespark.embedded.ports import choose_port
-from primespark.embedded.postgres import EmbeddedPostgres
-from primespark.embedded.supervisor import Service
 from primespark.store import database, devices, gate
 from primespark.sync.records import DataClass, Fact, PushRequest
 
@@ -48,7 +43,7 @@ _START_S = 60.0
 def run() -> Iterator[Result]:
     """Milliseconds of processor time for ticks with 1, 15 and 150 batches, less what the processes use idle."""
     with tempfile.TemporaryDirectory(prefix="ps-bench-") as folder, ExitStack() as stack:
-        url = stack.enter_context(_postgres(Path(folder)))
+        url = stack.enter_context(postgres(Path(folder)))
         engine = database.connect(url)
         database.migrate(engine)
         stack.callback(engine.dispose)
@@ -134,23 +129,6 @@ def _cpu_ms(processes: list[psutil.Process]) -> float:
 
 
 @contextmanager
-def _postgres(folder: Path) -> Iterator[str]:
-    # A socket's path has a limit, so it lies beside and not below.
-    sockets = Path(tempfile.mkdtemp(prefix="ps-pg-"))
-    server = EmbeddedPostgres(folder / "postgres", sockets, choose_port(0, set()))
-    server.initialise()
-    service = server.service()
-    with _process(service.command, {}, folder / "postgres.log", cwd="/") as process:
-        try:
-            _wait(lambda: asyncio.run(_is_ready(service)), folder / "postgres.log")
-            yield server.url
-        finally:
-            process.send_signal(service.stop_signal)
-            process.wait(30)
-            shutil.rmtree(sockets, ignore_errors=True)
-
-
-@contextmanager
 def _dagster(folder: Path, url: str, sender: _Sender) -> Iterator[list[psutil.Process]]:
     """Code server and daemon, once a tick has recorded a first batch and the next one waits."""
     import dagster as dg
@@ -169,40 +147,14 @@ def _dagster(folder: Path, url: str, sender: _Sender) -> Iterator[list[psutil.Pr
         "--module-name", "benchmarks.dagster_location", "--location-name", LOCATION, "--log-level", "warning",
     )  # fmt: skip
     watch = (sys.executable, "-m", "dagster._daemon", "run", "-w", str(home / "workspace.yaml"))
-    with _process(serve, environment, folder / "code.log") as server:
-        _wait(socket.exists, folder / "code.log")
+    with process(serve, environment, folder / "code.log") as server:
+        wait(socket.exists, folder / "code.log")
         with (
-            _process(watch, environment, folder / "daemon.log") as daemon,
+            process(watch, environment, folder / "daemon.log") as daemon,
             dg.DagsterInstance.from_config(str(home)) as instance,
         ):
             sender.push(1)
             key = dg.AssetKey(["edge", "telemetry"])
-            _wait(lambda: instance.get_latest_materialization_event(key) is not None, folder / "daemon.log")
+            wait(lambda: instance.get_latest_materialization_event(key) is not None, folder / "daemon.log")
             time.sleep(_CYCLE_S)
             yield [psutil.Process(server.pid), psutil.Process(daemon.pid)]
-
-
-@contextmanager
-def _process(
-    command: tuple[str, ...], environment: dict[str, str], log: Path, cwd: str | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("ab") as file:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=file, stderr=file, cwd=cwd)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(30)
-
-
-async def _is_ready(service: Service) -> bool:
-    return await service.is_ready()
-
-
-def _wait(condition: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + _START_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"not ready after {_START_S:.0f} s: {log.read_text(errors='replace')[-1000:]}")
-        time.sleep(0.1)

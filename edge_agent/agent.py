@@ -167,7 +167,10 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
         folder / "models", service.slots, documents, files, gate, edge, service.is_idle,
         accelerator.runtime, serve_variants,
     )  # fmt: skip
-    outgoing = Outgoing(database, edge.device_id, settings.sync.batch_records, _batch_bytes(files), clock=clock)
+    outgoing = Outgoing(
+        database, edge.device_id, settings.sync.batch_records, _batch_bytes(files),
+        settings.sync.backlog_records_per_s, clock=clock,
+    )  # fmt: skip
     engine = monitor = None
     if gate is not None:
         engine = SyncEngine(

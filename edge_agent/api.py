@@ -22,9 +22,9 @@ from edge_agent.documents import Documents
 from edge_agent.hardware import Hardware
 from edge_agent.inference_service import Given, InferenceService
 from edge_agent.language_service import LanguageService
+from edge_agent.priority import Priority
 from edge_agent.queue import OfflineQueue
 from edge_agent.sync_engine import Phase, SyncEngine, SyncState
-from edge_agent.work_queue import Priority
 from primespark.core.clock import to_rfc3339
 from primespark.core.settings import InferenceSettings
 from primespark.core.web import Principal, Role, read_body, read_model, require

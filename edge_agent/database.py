@@ -48,6 +48,8 @@ class Database:
         self.failure: str | None = None
         self._inbox: SimpleQueue[tuple[Job[Any], Future[Any]] | None] = SimpleQueue()
         self._watchers: list[Callable[[sqlite3.Connection], None]] = []
+        # Who waits for what is done; told together, since waking an event loop is a system call each time.
+        self._told: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Future[Any]]] = []
         self._is_closing = False
         self._connection = self._open_or_replace()
         self._thread = threading.Thread(target=self._work, name="database", daemon=True)
@@ -69,8 +71,25 @@ class Database:
         return future
 
     async def run(self, job: Job[Result]) -> Result:
-        """`submit`, awaited."""
-        return await asyncio.wrap_future(self.submit(job))
+        """`submit`, awaited; who leaves before the job has begun takes it along."""
+        return await self.wait_for(self.submit(job))
+
+    async def wait_for(self, future: Future[Result]) -> Result:
+        """What a future gives that this thread settles."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Result] = loop.create_future()
+
+        def tell(done: Future[Result]) -> None:
+            if done.cancelled():
+                return
+            if threading.current_thread() is self._thread:
+                self._told.append((loop, waiter, done))
+            else:  # it was done before anybody waited
+                loop.call_soon_threadsafe(_settle, [(waiter, done)])
+
+        waiter.add_done_callback(lambda left: future.cancel() if left.cancelled() else None)
+        future.add_done_callback(tell)
+        return await waiter
 
     async def answers(self) -> None:
         """Come back once the thread of the file has done what was asked before.
@@ -105,6 +124,7 @@ class Database:
                     group.append(self._inbox.get_nowait())
             is_open = None not in group
             self._commit([entry for entry in group if entry is not None and entry[1].set_running_or_notify_cancel()])
+            self._wake()
         with contextlib.suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._connection.close()
@@ -128,6 +148,15 @@ class Database:
                 future.set_result(answer)
             else:
                 future.set_exception(fault)
+
+    def _wake(self) -> None:
+        told, self._told = self._told, []
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Future[Any]]]] = {}
+        for loop, waiter, done in told:
+            loops.setdefault(loop, []).append((waiter, done))
+        for loop, waiters in loops.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_settle, waiters)
 
     def _attempt(self, job: Job[Any]) -> tuple[Any, Exception | None]:
         """The job's answer, or its fault with its effects undone; a fault of the file itself ends the whole group."""
@@ -173,6 +202,17 @@ class Database:
                 ) from None
             _set_aside(self.path, str(error))
         return _open(self.path)
+
+
+def _settle(waiters: list[tuple[asyncio.Future[Any], Future[Any]]]) -> None:
+    for waiter, done in waiters:
+        if waiter.done():
+            continue
+        fault = done.exception()
+        if fault is None:
+            waiter.set_result(done.result())
+        else:
+            waiter.set_exception(fault)
 
 
 def _has_only_its_log(path: Path) -> bool:

@@ -27,8 +27,10 @@ from primespark.errors import (
     AuthorizationError,
     ConfigurationError,
     ConflictError,
+    DeadlineExceededError,
     InvalidInputError,
     NotFoundError,
+    OverloadedError,
     PermanentError,
     PrimeSparkError,
     TooLargeError,
@@ -52,6 +54,9 @@ _ERRORS: dict[int, type[PrimeSparkError]] = {
     413: TooLargeError,
     415: InvalidInputError,
     422: InvalidInputError,
+    429: OverloadedError,
+    503: UnavailableError,
+    504: DeadlineExceededError,
 }
 
 SENT = Counter("primespark_sync_bytes_total", "Bytes of bodies exchanged with the cloud.", ["direction"])

@@ -6,9 +6,9 @@ import asyncio
 from functools import cache
 
 from edge_agent.inference_service import InferenceService
+from edge_agent.priority import Priority
 from edge_agent.slots.in_service import Slots
 from edge_agent.typed_requests import InferenceRequest, InferenceResult, answer_request
-from edge_agent.work_queue import Priority
 from primespark.core.settings import InferenceSettings, load_settings
 from primespark.inference.catalog import ModelType
 from primespark.inference.models import DETECTOR, load_bundled

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from edge_agent.bundled_models import BundledModels
 from edge_agent.inference_figures import InferenceFigures, count_run
 from edge_agent.models_at_hand import ModelsAtHand
+from edge_agent.priority import Priority
 from edge_agent.result_cache import ResultCache
 from edge_agent.slots.in_service import Slots
-from edge_agent.work_queue import Priority, WorkQueue, by_deadline
+from edge_agent.work_queue import WorkQueue, by_deadline
 from primespark.core.settings import InferenceSettings
 from primespark.errors import InvalidInputError
 from primespark.inference.catalog import ModelType

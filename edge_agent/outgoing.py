@@ -6,14 +6,19 @@ import json
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from edge_agent import documents, replica
+from edge_agent.batch_selection import Limits, Selection, mark_behind, select
 from edge_agent.database import Database
 from edge_agent.dead_letters import add_dead_letter
 from edge_agent.device_clock import DeviceClock
-from edge_agent.queue import compose, remove_sent
+from edge_agent.queue import compose, remove
+from edge_agent.queue_room import add_lost
+from edge_agent.rate import Rate
 from edge_agent.schema import forget_meta, read_number, write_meta
+from edge_agent.streams import bounds
 from primespark.core.clock import wall_clock_ms
 from primespark.core.encoding import encode_body
 from primespark.sync.records import PROTOCOL_VERSION, PushResponse, ResultStatus
@@ -23,6 +28,10 @@ _ENVELOPE_BYTES = 1024
 # Pages given back to the disk with one acknowledgement; more would hold up those who enqueue.
 _VACUUM_PAGES = 500
 _KEPT_FREE_PAGES = 4000
+# So often the cloud may fail on a batch before it is divided.
+MAX_ATTEMPTS = 3
+
+Place = list[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,7 @@ class Outgoing:
         device_id: Who sends.
         batch_records: Most records of a batch.
         batch_bytes: Most bytes of a batch before compression.
+        backlog_records_per_s: Most records a second of streams that have fallen behind.
         now_ms: The device's clock.
         clock: Gives facts their true time.
     """
@@ -54,6 +64,7 @@ class Outgoing:
         device_id: str,
         batch_records: int,
         batch_bytes: int,
+        backlog_records_per_s: int = 2000,
         now_ms: Callable[[], int] = wall_clock_ms,
         clock: DeviceClock | None = None,
     ) -> None:
@@ -63,8 +74,15 @@ class Outgoing:
         self._device_id = device_id
         self._batch_records = batch_records
         self._batch_bytes = batch_bytes
+        self._backlog = Rate(backlog_records_per_s, max(batch_records, backlog_records_per_s // 4), monotonic)
         self.waiting = 0
+        self.is_urgent = False
         database.watch(self._count)
+
+    @property
+    def pause_s(self) -> float:
+        """How long a backlog that has had its share waits for the next."""
+        return self._backlog.wait_s(self._batch_records)
 
     async def epoch(self) -> int | None:
         """The epoch the sequences count in; None when the cloud has to give one."""
@@ -75,7 +93,7 @@ class Outgoing:
         await self._database.run(lambda connection: _begin_epoch(connection, self._device_id, epoch))
 
     async def next_batch(self) -> Batch | None:
-        """The batch under way, else a new one of what waits; None when nothing waits or there is no epoch."""
+        """The batch under way, else a new one; None when nothing may go now, or there is no epoch."""
         return await self._database.run(self._next_batch)
 
     async def acknowledge(self, batch_seq: int, response: PushResponse) -> None:
@@ -89,40 +107,42 @@ class Outgoing:
         """
         return await self._database.run(lambda connection: self._reject(connection, batch_seq, code))
 
+    async def failed(self, batch_seq: int, code: str) -> bool:
+        """The cloud answered that it failed on the batch; the third time, one record may be why: divide it.
+
+        A record that goes alone is set aside once the cloud took an empty batch in its place: then it is the record.
+        Whether another batch comes next.
+        """
+        return await self._database.run(lambda connection: self._failed(connection, batch_seq, code))
+
+    async def take_up_again(self, batch_seq: int) -> bool:
+        """The cloud knows another batch of this number: if one was given up, it is sent again; whether one was."""
+        return await self._database.run(lambda connection: _take_up_again(connection, batch_seq))
+
     def _next_batch(self, connection: sqlite3.Connection) -> Batch | None:
         row = connection.execute("SELECT epoch, batch_seq, records, headers, body FROM batch").fetchone()
         if row is not None:
-            epoch, batch_seq, records, headers, body = row
-            return Batch(epoch, batch_seq, records, json.loads(headers), body)
+            epoch, batch_seq, places, headers, body = row
+            return Batch(epoch, batch_seq, len(json.loads(places)), json.loads(headers), body)
         epoch = replica.epoch_of(connection)
         if epoch is None:
             return None
-        picked = self._pick(connection)
-        return self._fix(connection, epoch, picked) if picked.records else None
-
-    def _pick(self, connection: sqlite3.Connection) -> _Picked:
-        limit = min(read_number(connection, "batch_limit", self._batch_records), self._batch_records)
-        picked = _Picked(self._batch_bytes - _ENVELOPE_BYTES)
-        for id_, stream, seq_from, seq_to, reason in connection.execute(
-            "SELECT * FROM lost ORDER BY id LIMIT ?", (limit,)
-        ):
-            record = {"op": "lost", "stream": stream, "seq_from": seq_from, "seq_to": seq_to, "reason": reason}
-            if picked.add(json.dumps(record).encode()):
-                picked.last_lost, picked.lost = id_, picked.lost + 1
-        for kept in documents.dirty(connection)[: limit - len(picked.records)]:
-            encoded = self._encode(connection, kept)
-            if encoded is not None and picked.add(encoded):
-                picked.documents.append((kept.scope, kept.key, kept.document.vv[self._device_id]))
-        rows = connection.execute(
-            "SELECT id, stream, seq, tail FROM operation ORDER BY id LIMIT ?", (limit - len(picked.records),)
+        mark_behind(connection)
+        records = min(read_number(connection, "batch_limit", self._batch_records), self._batch_records)
+        # Of a backlog whole batches only: what a second brings would go by the handful.
+        share = self._backlog.available()
+        limits = Limits(
+            records, self._batch_bytes - _ENVELOPE_BYTES, backlog=share if share >= self._batch_records else 0
         )
         corrections = self._clock.corrections(connection) if self._clock is not None else None
-        for id_, stream, seq, waiting in rows:
-            tail = corrections.settled(id_, stream, waiting) if corrections is not None else waiting
-            if not picked.add(compose(stream, seq, tail)):
-                break
-            picked.last_operation = id_
-        return picked
+        selection = select(
+            connection, limits, self._device_id, lambda kept: self._encode(connection, kept),
+            corrections.settled if corrections is not None else None,
+        )  # fmt: skip
+        if not selection.records:
+            return None
+        self._backlog.spend(selection.backlog)
+        return self._fix(connection, epoch, selection)
 
     def _encode(self, connection: sqlite3.Connection, kept: documents.Kept) -> bytes | None:
         """A document as it travels; None for one that cannot, which is set aside: it would hold up all that waits."""
@@ -135,40 +155,40 @@ class Outgoing:
             documents.settle(connection, self._device_id, kept.scope, kept.key, counter)
             return None
 
-    def _fix(self, connection: sqlite3.Connection, epoch: int, picked: _Picked) -> Batch:
+    def _fix(self, connection: sqlite3.Connection, epoch: int, selection: Selection) -> Batch:
         batch_seq = read_number(connection, "next_batch_seq", 1)
         head = {
             "v": PROTOCOL_VERSION, "replica_id": self._device_id, "epoch": epoch, "batch_seq": batch_seq,
             "hlc": replica.stamp(connection, self._device_id, self._now_ms),
         }  # fmt: skip
-        payload = json.dumps(head).encode()[:-1] + b',"records":[' + b",".join(picked.records) + b"]}"
+        payload = json.dumps(head).encode()[:-1] + b',"records":[' + b",".join(selection.records) + b"]}"
         body, headers = encode_body(payload)
         headers["Idempotency-Key"] = f"{self._device_id}/{epoch}/{batch_seq}"
         connection.execute(
-            "INSERT INTO batch (batch_seq, epoch, last_lost, last_operation, documents, lost, records, headers, body)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                batch_seq, epoch, picked.last_lost, picked.last_operation, json.dumps(picked.documents), picked.lost,
-                len(picked.records), json.dumps(headers), body,
-            ),
-        )  # fmt: skip
-        return Batch(epoch, batch_seq, len(picked.records), headers, body)
+            "INSERT INTO batch (batch_seq, epoch, records, headers, body) VALUES (?, ?, ?, ?, ?)",
+            (batch_seq, epoch, json.dumps(selection.places), json.dumps(headers), body),
+        )
+        return Batch(epoch, batch_seq, len(selection.records), headers, body)
 
     def _acknowledge(self, connection: sqlite3.Connection, batch_seq: int, response: PushResponse) -> None:
-        sent = _load_sent(connection, batch_seq)
-        if sent is None:
+        places = _load_places(connection, batch_seq)
+        if places is None:
             return
         for result in response.results:
-            if result.status is ResultStatus.REJECTED:
-                _keep_aside(connection, sent, result.index, result.code or "rejected")
-        for scope, key, counter in sent.documents:
+            if result.status is ResultStatus.REJECTED and result.index < len(places):
+                _keep_aside(connection, places[result.index], result.code or "rejected")
+        for scope, key, counter in (place for kind, *place in places if kind == "document"):
             documents.settle(connection, self._device_id, scope, key, counter)
         for result in response.results:
             if result.record is not None:
                 documents.adopt(connection, result.record)
-        connection.execute("DELETE FROM lost WHERE id <= ?", (sent.last_lost,))
-        remove_sent(connection, sent.last_operation)
+        _move_acknowledged(connection, places)
+        _forget_lost(connection, [id_ for kind, id_, *_ in places if kind == "lost"])
+        remove(connection, [id_ for kind, id_, *_ in places if kind == "operation"])
+        if not places:
+            self._judge_given_up(connection, batch_seq)
         connection.execute("DELETE FROM batch")
+        connection.execute("DELETE FROM given_up")
         write_meta(connection, "next_batch_seq", batch_seq + 1)
         forget_meta(connection, "batch_limit")
         if response.status == "replayed":
@@ -180,95 +200,127 @@ class Outgoing:
             connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
 
     def _reject(self, connection: sqlite3.Connection, batch_seq: int, code: str) -> bool:
-        sent = _load_sent(connection, batch_seq)
-        if sent is None:
+        places = _load_places(connection, batch_seq)
+        if places is None:
             return True
-        if sent.records == sent.lost == 1:
+        if [kind for kind, *_ in places] == ["lost"]:
             return False
         connection.execute("DELETE FROM batch")
-        if sent.records > 1:
-            write_meta(connection, "batch_limit", sent.records // 2)
-            return True
-        forget_meta(connection, "batch_limit")
-        stream, seq = _keep_aside(connection, sent, 0, code)
-        for scope, key, counter in sent.documents:
-            documents.settle(connection, self._device_id, scope, key, counter)
-        if sent.last_operation:
-            # Counts as received, so that the stream goes on; the cloud has it on record as lost.
-            remove_sent(connection, sent.last_operation)
-            connection.execute(
-                "INSERT INTO lost (stream, seq_from, seq_to, reason) VALUES (?, ?, ?, ?)",
-                (stream, seq, seq, f"refused: {code}"[:200]),
-            )
+        if len(places) > 1:
+            write_meta(connection, "batch_limit", len(places) // 2)
+        else:
+            forget_meta(connection, "batch_limit")
+            self._give_up(connection, places[0], code)
         return True
+
+    def _failed(self, connection: sqlite3.Connection, batch_seq: int, code: str) -> bool:
+        places = _load_places(connection, batch_seq)
+        if places is None:
+            return True
+        (attempts,) = connection.execute("UPDATE batch SET attempts = attempts + 1 RETURNING attempts").fetchone()
+        if [kind for kind, *_ in places] == ["lost"]:
+            return False
+        if not places:
+            # The empty one failed too: it is not the record. It waits for the cloud to be well.
+            _take_up_again(connection, batch_seq)
+            return False
+        if attempts < MAX_ATTEMPTS:
+            return False
+        # The first that was given up under this number is the one the cloud may have.
+        connection.execute("INSERT OR IGNORE INTO given_up SELECT batch_seq, epoch, records, headers, body FROM batch")
+        epoch = connection.execute("DELETE FROM batch RETURNING epoch").fetchone()[0]
+        if len(places) > 1:
+            write_meta(connection, "batch_limit", len(places) // 2)
+        else:
+            write_meta(connection, "suspect", json.dumps([places[0], code]))
+            self._fix(connection, epoch, Selection(self._batch_bytes))
+        return True
+
+    def _judge_given_up(self, connection: sqlite3.Connection, batch_seq: int) -> None:
+        """The empty batch was taken: the record in whose place it went is at fault."""
+        suspect = connection.execute("SELECT value FROM meta WHERE name = 'suspect'").fetchone()
+        if suspect is not None:
+            place, code = json.loads(suspect[0])
+            forget_meta(connection, "suspect")
+            self._give_up(connection, place, code)
+
+    def _give_up(self, connection: sqlite3.Connection, place: Place, code: str) -> None:
+        """Set a record aside for good; a fact counts as received then, so that its stream goes on."""
+        stream, seq = _keep_aside(connection, place, code)
+        kind, *where = place
+        if kind == "document":
+            scope, key, counter = where
+            documents.settle(connection, self._device_id, scope, key, counter)
+        elif kind == "operation":
+            remove(connection, [where[0]])
+            add_lost(connection, stream, seq, f"refused: {code}"[:200], 0)
 
     def _count(self, connection: sqlite3.Connection) -> None:
         (self.waiting,) = connection.execute(
             "SELECT (SELECT coalesce(sum(pending), 0) FROM stream) + (SELECT count(*) FROM lost)"
             " + (SELECT count(*) FROM document WHERE dirty)"
         ).fetchone()
+        _, end = bounds(1)
+        self.is_urgent = (
+            connection.execute("SELECT 1 FROM operation WHERE id < ? LIMIT 1", (end,)).fetchone() is not None
+        )
 
 
-class _Picked:
-    """Records of a batch while it is put together, up to a number of bytes; one record always fits."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.records: list[bytes] = []
-        self.documents: list[tuple[str, str, int]] = []
-        self.lost = self.last_lost = self.last_operation = 0
-        self._room = max_bytes
-
-    def add(self, record: bytes) -> bool:
-        """Take the record if there is room."""
-        if self.records and len(record) + 1 > self._room:
-            self._room = 0
-            return False
-        self.records.append(record)
-        self._room -= len(record) + 1
-        return True
+def _load_places(connection: sqlite3.Connection, batch_seq: int) -> list[Place] | None:
+    row = connection.execute("SELECT records FROM batch WHERE batch_seq = ?", (batch_seq,)).fetchone()
+    return None if row is None else list(json.loads(row[0]))
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    last_lost: int
-    last_operation: int
-    documents: list[tuple[str, str, int]]
-    lost: int
-    records: int
-
-
-def _load_sent(connection: sqlite3.Connection, batch_seq: int) -> _Sent | None:
-    row = connection.execute(
-        "SELECT last_lost, last_operation, documents, lost, records FROM batch WHERE batch_seq = ?", (batch_seq,)
-    ).fetchone()
+def _take_up_again(connection: sqlite3.Connection, batch_seq: int) -> bool:
+    row = connection.execute("SELECT * FROM given_up WHERE batch_seq = ?", (batch_seq,)).fetchone()
     if row is None:
-        return None
-    last_lost, last_operation, written, lost, records = row
-    return _Sent(last_lost, last_operation, [tuple(entry) for entry in json.loads(written)], lost, records)
+        return False
+    connection.execute("DELETE FROM batch")
+    connection.execute("DELETE FROM given_up")
+    forget_meta(connection, "batch_limit")
+    forget_meta(connection, "suspect")
+    connection.execute("INSERT INTO batch (batch_seq, epoch, records, headers, body) VALUES (?, ?, ?, ?, ?)", row)
+    return True
 
 
-def _keep_aside(connection: sqlite3.Connection, sent: _Sent, index: int, code: str) -> tuple[str, int]:
-    """Put a record of a batch among the dead letters; its stream and seq."""
-    stream, seq, record = _record_at(connection, sent, index)
+def _move_acknowledged(connection: sqlite3.Connection, places: list[Place]) -> None:
+    """How far the cloud has each stream; read before what was sent is removed."""
+    sent = {kind: json.dumps([place[0] for other, *place in places if other == kind]) for kind in ("operation", "lost")}
+    reached = connection.execute(
+        "SELECT stream, max(seq) FROM ("
+        "SELECT stream, seq FROM operation WHERE id IN (SELECT value FROM json_each(?))"
+        " UNION ALL SELECT stream, seq_to FROM lost WHERE id IN (SELECT value FROM json_each(?))"
+        ") GROUP BY stream",
+        (sent["operation"], sent["lost"]),
+    ).fetchall()
+    connection.executemany(
+        "UPDATE stream SET acknowledged_seq = max(acknowledged_seq, ?) WHERE name = ?",
+        [(seq, stream) for stream, seq in reached],
+    )
+
+
+def _forget_lost(connection: sqlite3.Connection, ids: list[int]) -> None:
+    connection.execute("DELETE FROM lost WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))
+
+
+def _keep_aside(connection: sqlite3.Connection, place: Place, code: str) -> tuple[str, int]:
+    """Put a record among the dead letters; its stream and seq."""
+    stream, seq, record = _record_at(connection, place)
     add_dead_letter(connection, stream, seq, code, record)
     connection.execute("UPDATE stream SET lost = lost + 1 WHERE name = ? AND ? > 0", (stream, seq))
     return stream, seq
 
 
-def _record_at(connection: sqlite3.Connection, sent: _Sent, index: int) -> tuple[str, int, str]:
-    """Stream, seq and JSON of a record of the batch; seq 0 for what is no fact."""
-    row: Any
-    if index < sent.lost:
-        row = connection.execute("SELECT * FROM lost ORDER BY id LIMIT 1 OFFSET ?", (index,)).fetchone()
+def _record_at(connection: sqlite3.Connection, place: Place) -> tuple[str, int, str]:
+    """Stream, seq and JSON of a record; seq 0 for what is no fact."""
+    kind, *where = place
+    if kind == "lost":
+        row = connection.execute("SELECT * FROM lost WHERE id = ?", where).fetchone()
         return str(row[1]), 0, json.dumps(row[1:])
-    index -= sent.lost
-    if index < len(sent.documents):
-        scope, key, _ = sent.documents[index]
+    if kind == "document":
+        scope, key, _ = where
         return key, 0, documents.load_text(connection, scope, key)
-    row = connection.execute(
-        "SELECT stream, seq, tail FROM operation ORDER BY id LIMIT 1 OFFSET ?", (index - len(sent.documents),)
-    ).fetchone()
-    stream, seq, tail = row
+    stream, seq, tail = connection.execute("SELECT stream, seq, tail FROM operation WHERE id = ?", where).fetchone()
     return stream, seq, compose(stream, seq, tail).decode()
 
 
@@ -277,12 +329,16 @@ def _begin_epoch(connection: sqlite3.Connection, device_id: str, epoch: int) -> 
         return
     write_meta(connection, "epoch", epoch)
     connection.execute("DELETE FROM batch")
-    connection.execute("DELETE FROM lost")
-    forget_meta(connection, "next_batch_seq")
-    forget_meta(connection, "batch_limit")
-    # Facts that wait are the newest of their stream and have no gaps, so the acknowledged seq is what to subtract.
+    connection.execute("DELETE FROM given_up")
+    for name in ("next_batch_seq", "batch_limit", "suspect"):
+        forget_meta(connection, name)
+    # What waits of a stream, facts and lost ranges, follows without a gap on what the cloud has.
     connection.execute(
-        "UPDATE operation SET seq = seq - (SELECT last_seq - pending FROM stream WHERE name = operation.stream)"
+        "UPDATE operation SET seq = seq - (SELECT acknowledged_seq FROM stream WHERE name = operation.stream)"
     )
-    connection.execute("UPDATE stream SET last_seq = pending, acknowledged_seq = 0, lost = 0")
+    connection.execute(
+        "UPDATE lost SET seq_from = seq_from - acknowledged_seq, seq_to = seq_to - acknowledged_seq FROM stream"
+        " WHERE name = lost.stream"
+    )
+    connection.execute("UPDATE stream SET last_seq = last_seq - acknowledged_seq, acknowledged_seq = 0, lost = 0")
     documents.renumber(connection, device_id)

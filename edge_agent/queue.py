@@ -16,7 +16,17 @@ from prometheus_client import Counter, Gauge
 
 from edge_agent.database import Database
 from edge_agent.device_clock import DeviceClock
-from edge_agent.schema import read_number
+from edge_agent.enqueue_together import Together
+from edge_agent.queue_room import ROW_BYTES, Giver
+from edge_agent.queue_status import (
+    QueueStatus,
+    Waiting,
+    read_oldest_time,
+    read_status,
+    read_totals,
+    read_waiting,
+)
+from edge_agent.streams import LIVE, StreamPolicies, StreamPolicy, bounds, lane_of
 from primespark.core.clock import monotonic_ns as read_monotonic_ns
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.identifiers import boot_id
@@ -26,8 +36,6 @@ from primespark.sync.records import DataClass
 
 MAX_FACT_BYTES = 256 * 1024
 MAX_STREAMS = 64
-# What a row costs beside its text; counted, so that small facts do not fill a disk that large ones would not.
-_ROW_BYTES = 64
 # One encoder for all: making one for each fact, as `json.dumps` does, costs more than the encoding.
 _to_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
@@ -50,40 +58,6 @@ class NewFact:
     stream: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamState:
-    """How far a stream has come."""
-
-    last_seq: int
-    acknowledged_seq: int
-    lost: int
-    pending: int
-
-
-@dataclass(frozen=True, slots=True)
-class QueueStatus:
-    """What the queue holds."""
-
-    pending: int
-    bytes: int
-    epoch: int | None
-    replayed_batches: int
-    dead_letters: int
-    streams: dict[str, StreamState]
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """One operation that waits."""
-
-    id: int
-    stream: str
-    seq: int
-    data_class: str
-    time: str
-    bytes: int
-
-
 class OfflineQueue:
     """Facts in the order they came, numbered per stream from 1 without gaps, until they are acknowledged.
 
@@ -103,8 +77,10 @@ class OfflineQueue:
     ) -> None:
         self._clock = clock
         self._database = database
+        self._policies = StreamPolicies(limits.streams)
         self._limits = limits
         self._free_bytes = free_bytes or (lambda: shutil.disk_usage(database.path.parent).free)
+        self._together = Together(database, self.take)
         CAPACITY.set(limits.capacity_operations)
         database.watch(_export)
 
@@ -121,12 +97,13 @@ class OfflineQueue:
             OverloadedError: Code `queue_full`, here or from the future; nothing was taken.
         """
         prepared = [encode(fact) for fact in facts]
+        if once is None:
+            return self._together.submit(prepared)
         return self._database.submit(lambda connection: self._insert(connection, prepared, once))
 
     async def enqueue(self, facts: Sequence[NewFact], once: Sequence[str] | None = None) -> list[int]:
         """`submit`, awaited."""
-        prepared = [encode(fact) for fact in facts]
-        return await self._database.run(lambda connection: self._insert(connection, prepared, once))
+        return await self._database.wait_for(self.submit(facts, once))
 
     async def unknown(self, keys: Sequence[str]) -> list[str]:
         """Those of `keys` under which nothing was enqueued yet, in their order."""
@@ -145,11 +122,15 @@ class OfflineQueue:
 
     async def status(self) -> QueueStatus:
         """What waits and how far each stream has come."""
-        return await self._database.run(_read_status)
+        return await self._database.run(read_status)
+
+    async def oldest_time(self) -> str | None:
+        """The time of the fact that came first of all that wait; None when none waits."""
+        return await self._database.run(read_oldest_time)
 
     async def waiting(self, after: int, limit: int) -> list[Waiting]:
-        """Operations that wait, oldest first, after the one with id `after`."""
-        return await self._database.run(lambda connection: _read_waiting(connection, after, limit))
+        """Operations that wait, in the order they would go without floors, after the one with id `after`."""
+        return await self._database.run(lambda connection: read_waiting(connection, after, limit))
 
     def take(self, connection: sqlite3.Connection, facts: list[tuple[str, bytes]]) -> list[int]:
         """Enqueue facts as `encode` made them in the caller's transaction; their seqs.
@@ -157,31 +138,60 @@ class OfflineQueue:
         Raises:
             OverloadedError: Code `queue_full`.
         """
-        self._check_room(connection, len(facts), sum(len(tail) + _ROW_BYTES for _, tail in facts))
+        self._make_room(connection, facts)
         if self._clock is not None:
             self._clock.note(connection)
-        return _number(connection, facts)
+        return _number(connection, facts, self._policies)
 
-    def _insert(
-        self, connection: sqlite3.Connection, facts: list[tuple[str, bytes]], once: Sequence[str] | None
-    ) -> list[int]:
-        is_new = [True] * len(facts) if once is None else [_remember(connection, key) for key in once]
+    def _insert(self, connection: sqlite3.Connection, facts: list[tuple[str, bytes]], once: Sequence[str]) -> list[int]:
+        is_new = [_remember(connection, key) for key in once]
         taken = [fact for fact, new in zip(facts, is_new, strict=True) if new]
         seqs = iter(self.take(connection, taken))
         return [next(seqs) if new else 0 for new in is_new]
 
-    def _check_room(self, connection: sqlite3.Connection, operations: int, size: int) -> None:
-        pending, used = _totals(connection)
-        cause = None
-        if pending + operations > self._limits.capacity_operations:
-            cause = f"{pending} operations wait, the queue takes {self._limits.capacity_operations}"
-        elif used + size > self._limits.capacity_bytes:
+    def _make_room(self, connection: sqlite3.Connection, facts: list[tuple[str, bytes]]) -> None:
+        """See that the facts fit, at the cost of what their policies let go."""
+        size = sum(len(tail) + ROW_BYTES for _, tail in facts)
+        full = self._check_room(connection, len(facts), size)
+        if full is None:
+            return
+        giver = Giver(connection)
+        for policy, stream in sorted({(self._policies.of(stream), stream) for stream, _ in facts}, key=_patience):
+            while full is not None and giver.give_way(policy, stream, full.operations, full.bytes):
+                full = self._check_room(connection, len(facts), size)
+        if full is not None:
+            REFUSED.inc(len(facts))
+            raise OverloadedError(
+                full.cause, remedy="restore the link to the cloud, or free disk space", code="queue_full"
+            )
+        giver.tell()
+
+    def _check_room(self, connection: sqlite3.Connection, operations: int, size: int) -> _Full | None:
+        pending, used = read_totals(connection)
+        over = pending + operations - self._limits.capacity_operations
+        if over > 0:
+            return _Full(f"{pending} operations wait, the queue takes {self._limits.capacity_operations}", over, 0)
+        if used + size > self._limits.capacity_bytes:
             cause = f"{used} bytes wait, the queue takes {self._limits.capacity_bytes}"
-        elif self._free_bytes() - size < self._limits.minimum_free_disk_bytes:
-            cause = f"less than {self._limits.minimum_free_disk_bytes} bytes of the disk are free"
-        if cause is not None:
-            REFUSED.inc(operations)
-            raise OverloadedError(cause, remedy="restore the link to the cloud, or free disk space", code="queue_full")
+            return _Full(cause, 0, used + size - self._limits.capacity_bytes)
+        if self._free_bytes() - size < self._limits.minimum_free_disk_bytes:
+            # Letting facts go would write too, and gives the disk nothing back.
+            return _Full(f"less than {self._limits.minimum_free_disk_bytes} bytes of the disk are free", 0, 0)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Full:
+    """Why facts do not fit, and what must go for them; nothing helps where both are 0."""
+
+    cause: str
+    operations: int
+    bytes: int
+
+
+def _patience(entry: tuple[StreamPolicy, str]) -> tuple[int, str]:
+    """The least urgent stream gives way first."""
+    return -entry[0].rank, entry[1]
 
 
 def encode(fact: NewFact) -> tuple[str, bytes]:
@@ -217,73 +227,75 @@ def _remember(connection: sqlite3.Connection, key: str) -> bool:
     return connection.execute("INSERT OR IGNORE INTO remembered (key) VALUES (?)", (key,)).rowcount == 1
 
 
-def _number(connection: sqlite3.Connection, facts: list[tuple[str, bytes]]) -> list[int]:
-    """Store the facts with the next seqs of their streams."""
-    known = dict(connection.execute("SELECT name, last_seq FROM stream").fetchall())
-    counts: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    rows = []
-    for stream, tail in facts:
-        counts[stream] = counts.get(stream, 0) + 1
-        sizes[stream] = sizes.get(stream, 0) + len(tail) + _ROW_BYTES
-        rows.append((stream, known.get(stream, 0) + counts[stream], tail))
-    if len(known.keys() | counts.keys()) > MAX_STREAMS:
+@dataclass(slots=True)
+class _Stream:
+    """A stream while facts are numbered."""
+
+    last_seq: int
+    pending: int
+    rank: int
+    is_behind: bool
+    count: int = 0
+    size: int = 0
+
+
+def _number(connection: sqlite3.Connection, facts: list[tuple[str, bytes]], policies: StreamPolicies) -> list[int]:
+    """Store the facts with the next seqs of their streams, each in its lane."""
+    rows = connection.execute("SELECT name, last_seq, pending, rank, is_behind FROM stream").fetchall()
+    streams = {name: _Stream(*numbers) for name, *numbers in rows}
+    next_ids: dict[int, int] = {}
+    operations = []
+    for wanted, tail in facts:
+        name = wanted + LIVE if wanted in streams and streams[wanted].is_behind else wanted
+        stream = streams.get(name)
+        if stream is None:
+            stream = streams[name] = _Stream(0, 0, 0, False)
+        if not stream.pending and not stream.count:
+            stream.rank = policies.of(name).rank
+        stream.count += 1
+        stream.size += len(tail) + ROW_BYTES
+        lane = lane_of(stream.rank, name)
+        next_ids[lane] = next_ids[lane] + 1 if lane in next_ids else _last_id(connection, lane) + 1
+        operations.append((next_ids[lane], name, stream.last_seq + stream.count, tail))
+    if len(streams) > MAX_STREAMS:
         raise InvalidInputError(f"more than {MAX_STREAMS} streams", remedy="use fewer", code="too_many_streams")
-    connection.executemany("INSERT INTO operation (stream, seq, tail) VALUES (?, ?, ?)", rows)
+    connection.executemany("INSERT INTO operation (id, stream, seq, tail) VALUES (?, ?, ?, ?)", operations)
     connection.executemany(
-        "INSERT INTO stream (name, last_seq, pending, bytes) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
-        " last_seq = last_seq + excluded.pending, pending = pending + excluded.pending, bytes = bytes + excluded.bytes",
-        [(stream, count, count, sizes[stream]) for stream, count in counts.items()],
+        "INSERT INTO stream (name, last_seq, pending, bytes, rank) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE"
+        " SET last_seq = last_seq + excluded.pending, pending = pending + excluded.pending,"
+        " bytes = bytes + excluded.bytes, rank = excluded.rank",
+        [
+            (name, stream.count, stream.count, stream.size, stream.rank)
+            for name, stream in streams.items()
+            if stream.count
+        ],
     )
-    return [seq for _, seq, _ in rows]
+    return [seq for _, _, seq, _ in operations]
 
 
-def remove_sent(connection: sqlite3.Connection, last_id: int) -> None:
-    """Take operations up to `last_id` out of the queue and count them as acknowledged."""
+def _last_id(connection: sqlite3.Connection, lane: int) -> int:
+    first, end = bounds(lane)
+    (last,) = connection.execute("SELECT max(id) FROM operation WHERE id >= ? AND id < ?", (first, end)).fetchone()
+    return first if last is None else int(last)
+
+
+def remove(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
+    """Take operations out of the queue."""
+    given = json.dumps(list(ids))
     groups = connection.execute(
-        "SELECT stream, max(seq), count(*), sum(length(tail)) FROM operation WHERE id <= ? GROUP BY stream", (last_id,)
+        "SELECT stream, count(*), sum(length(tail)) FROM operation WHERE id IN (SELECT value FROM json_each(?))"
+        " GROUP BY stream",
+        (given,),
     ).fetchall()
     connection.executemany(
-        "UPDATE stream SET acknowledged_seq = max(acknowledged_seq, ?), pending = pending - ?, bytes = bytes - ?"
-        " WHERE name = ?",
-        [(seq, count, size + count * _ROW_BYTES, stream) for stream, seq, count, size in groups],
+        "UPDATE stream SET pending = pending - ?, bytes = bytes - ?,"
+        " is_behind = CASE WHEN pending > ? THEN is_behind ELSE 0 END WHERE name = ?",
+        [(count, size + count * ROW_BYTES, count, stream) for stream, count, size in groups],
     )
-    connection.execute("DELETE FROM operation WHERE id <= ?", (last_id,))
-
-
-def _totals(connection: sqlite3.Connection) -> tuple[int, int]:
-    pending, used = connection.execute(
-        "SELECT coalesce(sum(pending), 0), coalesce(sum(bytes), 0) FROM stream"
-    ).fetchone()
-    return int(pending), int(used)
+    connection.execute("DELETE FROM operation WHERE id IN (SELECT value FROM json_each(?))", (given,))
 
 
 def _export(connection: sqlite3.Connection) -> None:
-    pending, used = _totals(connection)
+    pending, used = read_totals(connection)
     OPERATIONS.set(pending)
     BYTES.set(used)
-
-
-def _read_status(connection: sqlite3.Connection) -> QueueStatus:
-    pending, used = _totals(connection)
-    rows = connection.execute("SELECT name, last_seq, acknowledged_seq, lost, pending FROM stream ORDER BY name")
-    (dead_letters,) = connection.execute("SELECT count(*) FROM dead_letter").fetchone()
-    return QueueStatus(
-        pending=pending,
-        bytes=used,
-        epoch=read_number(connection, "epoch") or None,
-        replayed_batches=read_number(connection, "replayed_batches"),
-        dead_letters=int(dead_letters),
-        streams={name: StreamState(*numbers) for name, *numbers in rows},
-    )
-
-
-def _read_waiting(connection: sqlite3.Connection, after: int, limit: int) -> list[Waiting]:
-    rows = connection.execute(
-        "SELECT id, stream, seq, tail FROM operation WHERE id > ? ORDER BY id LIMIT ?", (after, limit)
-    ).fetchall()
-    found = []
-    for id_, stream, seq, tail in rows:
-        fact = json.loads(b"{" + tail)
-        found.append(Waiting(id_, stream, seq, fact["data_class"], fact["time"], len(tail)))
-    return found

@@ -47,8 +47,41 @@ CREATE TABLE clock_step (
 )
 """
 
+# An operation's id has its lane in its upper bits, see `streams`; lane 5 is normal priority. A batch names its records
+# in order: ["lost", id], ["document", scope, key, counter], ["operation", id]. One that was given up, though the cloud
+# may have it, is kept until its number is acknowledged.
+_PRIORITIES = """
+ALTER TABLE stream ADD COLUMN rank INTEGER NOT NULL DEFAULT 2;
+ALTER TABLE stream ADD COLUMN is_behind INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE fixed (
+    batch_seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, records TEXT NOT NULL, headers TEXT NOT NULL,
+    body BLOB NOT NULL, attempts INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE given_up (
+    batch_seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, records TEXT NOT NULL, headers TEXT NOT NULL,
+    body BLOB NOT NULL
+);
+INSERT INTO fixed (batch_seq, epoch, records, headers, body) SELECT batch_seq, epoch, (
+    SELECT json_group_array(json(entry)) FROM (
+        SELECT * FROM (SELECT json_array('lost', id) AS entry FROM lost WHERE id <= last_lost ORDER BY id)
+        UNION ALL
+        SELECT json_array('document', value ->> 0, value ->> 1, value ->> 2) FROM json_each(documents)
+        UNION ALL
+        SELECT * FROM (
+            SELECT json_array('operation', id + (5 << 56)) FROM operation WHERE id <= last_operation ORDER BY id
+        )
+    )
+), headers, body FROM batch;
+DROP TABLE batch;
+ALTER TABLE fixed RENAME TO batch;
+UPDATE operation SET id = id + (5 << 56);
+UPDATE stream SET acknowledged_seq = last_seq - pending - (
+    SELECT coalesce(sum(seq_to - seq_from + 1), 0) FROM lost WHERE lost.stream = stream.name
+)
+"""
+
 # What takes a file from each version to the next, the first from none. A version that was published never changes.
-STEPS = (_FIRST, _CONFLICTS, _CLOCK)
+STEPS = (_FIRST, _CONFLICTS, _CLOCK, _PRIORITIES)
 VERSION = len(STEPS)
 
 

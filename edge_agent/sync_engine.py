@@ -23,9 +23,11 @@ from primespark.core.settings import SyncSettings
 from primespark.errors import (
     AuthenticationError,
     AuthorizationError,
+    ConflictError,
     InvalidInputError,
     PermanentError,
     PrimeSparkError,
+    TransientError,
     UnavailableError,
 )
 from primespark.sync.records import PushResponse
@@ -213,9 +215,21 @@ class SyncEngine:
         batch = await self._outgoing.next_batch()
         if batch is None:
             await self._ensure_epoch()
+            await asyncio.sleep(self._outgoing.pause_s)
             return
         try:
             response = await self._gate.push(batch)
+        except ConflictError as error:
+            if error.code != "replica_cloned" or not await self._outgoing.take_up_again(batch.batch_seq):
+                raise
+            log.warning("batch_was_applied", batch_seq=batch.batch_seq, why="the cloud failed after it had taken it")
+            return
+        except TransientError as error:
+            # The gate's own word; silence, a busy gate and strangers between say nothing about the batch.
+            if type(error) is not TransientError or not await self._outgoing.failed(batch.batch_seq, error.code):
+                raise
+            log.warning("batch_divided", batch_seq=batch.batch_seq, records=batch.records, code=error.code)
+            return
         except InvalidInputError as error:
             if error.code in _DAMAGED_ON_THE_WAY:
                 raise UnavailableError(error.message, remedy="check what stands between", code=error.code) from None
@@ -233,10 +247,13 @@ class SyncEngine:
                 await self._work.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.batch_wait_s):
-                while self._outgoing.waiting < self._settings.batch_records and not self._flush:
+                while not self._is_due():
                     self._work.clear()
                     await self._work.wait()
         self._flush = False
+
+    def _is_due(self) -> bool:
+        return self._flush or self._outgoing.is_urgent or self._outgoing.waiting >= self._settings.batch_records
 
     async def _ensure_epoch(self) -> None:
         """A new epoch, when the database does not know one: it was lost, the key was not."""

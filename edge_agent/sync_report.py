@@ -44,8 +44,8 @@ class SyncReport:
 
     async def tell(self, now: datetime) -> None:
         """Write how the queue stands at `now`, if the twin says otherwise."""
-        status, oldest = await self._queue.status(), await self._queue.waiting(0, 1)
-        oldest_at = datetime.fromisoformat(oldest[0].time) if oldest else None
+        status, oldest = await self._queue.status(), await self._queue.oldest_time()
+        oldest_at = datetime.fromisoformat(oldest) if oldest else None
         waits_long = oldest_at is not None and now - oldest_at > _LONG
         await self._documents.patch(
             TWIN,

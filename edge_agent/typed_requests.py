@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edge_agent.inference_service import Given, InferenceService
-from edge_agent.work_queue import Priority
+from edge_agent.priority import Priority
 from primespark.core.logging import get_logger
 from primespark.errors import InvalidInputError, NotFoundError
 from primespark.inference.catalog import ModelType

@@ -10,24 +10,12 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, TypeVar
 
+from edge_agent.priority import RANKS, Priority
 from primespark.errors import DeadlineExceededError, OverloadedError, UnavailableError
 
 Answer = TypeVar("Answer")
-
-
-class Priority(StrEnum):
-    """Who goes first; within one priority, who came first."""
-
-    CRITICAL = "critical"
-    HIGH = "high"
-    NORMAL = "normal"
-    LOW = "low"
-
-
-_RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 
 
 @dataclass(order=True, slots=True)
@@ -92,7 +80,7 @@ class WorkQueue:
             UnavailableError: Code `stopping`.
         """
         loop = asyncio.get_running_loop()
-        entry = _Entry(_RANKS[priority], next(self._numbers), job, loop.create_future(), loop)
+        entry = _Entry(RANKS[priority], next(self._numbers), job, loop.create_future(), loop)
         if deadline is not None and deadline <= time.monotonic():
             raise _late()
         with self._lock:

@@ -12,7 +12,7 @@ from pydantic_core import to_json as encode_json
 from edge_agent.open_inference import tensors
 from edge_agent.open_inference.messages import Asked
 from edge_agent.open_inference.tensors import Datatype, TensorForm
-from edge_agent.work_queue import Priority
+from edge_agent.priority import Priority
 from primespark.core.web.json_bounds import MAX_JSON_VALUES
 from primespark.errors import InvalidInputError, PrimeSparkError, UnavailableError
 

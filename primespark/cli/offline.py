@@ -28,10 +28,10 @@ def show_status(settings: Settings, as_json: bool) -> None:
         return
     link = "online" if status["online"] else "offline"
     table = Table(title=f"{status['pending']} wait, {status['bytes']} bytes; {link}; {status['dead_letters']} refused")
-    for heading in ("stream", "waiting", "acknowledged up to", "lost"):
+    for heading in ("stream", "priority", "waiting", "acknowledged up to", "lost"):
         table.add_column(heading)
     for name, stream in status["streams"].items():
-        table.add_row(name, *(str(stream[field]) for field in ("pending", "acknowledged_seq", "lost")))
+        table.add_row(name, *(str(stream[field]) for field in ("priority", "pending", "acknowledged_seq", "lost")))
     Console().print(table)
 
 

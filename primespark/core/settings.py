@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from primespark.core.cache_settings import EdgeCacheSettings
@@ -81,12 +81,27 @@ class LanguageSettings(Section):
     answer_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120
 
 
+class StreamSettings(Section):
+    """How urgent a stream of facts is, and what gives way to it when the queue is full."""
+
+    stream: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,121}$")]
+    priority: Literal["critical", "high", "normal", "low"] = "normal"
+    on_full: Literal["reject", "drop_oldest", "drop_lowest"] = "reject"
+
+    @model_validator(mode="after")
+    def _check(self) -> StreamSettings:
+        if self.priority == "critical" and self.on_full == "drop_oldest":
+            raise ValueError("what is critical is never dropped: reject, or drop_lowest of the others")
+        return self
+
+
 class OfflineSettings(Section):
     """Bounds of the durable queue."""
 
     capacity_operations: PositiveInt = 1_000_000
     capacity_bytes: PositiveInt = 1024 * 1024 * 1024
     minimum_free_disk_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    streams: Annotated[tuple[StreamSettings, ...], Field(max_length=64)] = ()
 
 
 class TelemetrySettings(Section):
@@ -183,6 +198,7 @@ class SyncSettings(Section):
     batch_records: Annotated[int, Field(gt=0, le=5000)] = 500
     batch_wait_s: Seconds = 1.0
     pull_wait_s: Annotated[float, Field(ge=0, le=60)] = 20.0
+    backlog_records_per_s: PositiveInt = 2000
     retry_base_s: Seconds = 1.0
     retry_max_s: Seconds = 300.0
     clock_tolerance_s: Annotated[float, Field(ge=0.1, le=3600)] = 5.0

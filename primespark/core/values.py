@@ -13,6 +13,8 @@ EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 # Sums of squared deviations over any number of values stay finite below this.
 LARGEST_NUMBER = 1e140
+# One for all: making an encoder for each value, as `json.dumps` does, costs as much as encoding a small one.
+_to_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 
 
 def storable_json(value: Any) -> str:
@@ -22,8 +24,9 @@ def storable_json(value: Any) -> str:
         InvalidInputError: Code `unstorable_value`: NaN, infinity, NUL, half a surrogate pair, or an endless number.
     """
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-        text.encode()
+        text = _to_json(value)
+        if not text.isascii():
+            text.encode()
     except (ValueError, RecursionError):
         raise _unstorable() from None
     # The escape may also be written out in a string, which is harmless: look closer only then.

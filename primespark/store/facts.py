@@ -39,7 +39,8 @@ def storable_value(fact: Fact) -> str:
         InvalidInputError: Code `unstorable_value` or `fact_too_large`.
     """
     value = storable_json(fact.value)
-    if len(value.encode()) > MAX_VALUE_BYTES:
+    # A character takes at most four bytes.
+    if len(value) > MAX_VALUE_BYTES // 4 and len(value.encode()) > MAX_VALUE_BYTES:
         raise InvalidInputError(
             f"a fact of more than {MAX_VALUE_BYTES} bytes", remedy="send a blob and its name", code="fact_too_large"
         )

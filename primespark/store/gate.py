@@ -178,7 +178,7 @@ class _Intake:
         groups: dict[tuple[str, str, int], list[Fact]] = {}
         for fact, value in self._facts:
             kind = (fact.stream, fact.data_class)
-            sizes[kind] = sizes.get(kind, 0) + len(value.encode())
+            sizes[kind] = sizes.get(kind, 0) + (len(value) if value.isascii() else len(value.encode()))
             groups.setdefault((*kind, sizes[kind] // MAX_LOG_ROW_BYTES), []).append(fact)
         return [
             sync_log.FactRange(

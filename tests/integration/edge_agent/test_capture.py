@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from edge_agent.capture.watching import SourceState
 from edge_agent.database import Database
 from edge_agent.inference_service import InferenceService
-from edge_agent.queue import remove_sent
+from edge_agent.queue import remove
 from edge_agent.slots.in_service import Slots
 from primespark.core.capture_settings import CaptureSettings
 from primespark.core.settings import InferenceSettings, OfflineSettings
@@ -89,7 +89,8 @@ async def test_a_source_tells_while_the_full_queue_does_not_take_what_it_sees(tm
     capture = build_capture(settings, service, database, limits=OfflineSettings(capacity_operations=1))[0]
     looking = asyncio.create_task(capture.run(load_bundled(DETECTOR, 1, 0.4)))
     await until(lambda: "the queue takes 1" in capture.sources["yard"].frame_fault)
-    await database.run(lambda connection: remove_sent(connection, 1))
+    (waiting,) = await database.run(lambda connection: connection.execute("SELECT id FROM operation").fetchall())
+    await database.run(lambda connection: remove(connection, waiting))
     await until(lambda: not capture.sources["yard"].frame_fault)
     looking.cancel()
     await asyncio.gather(looking, return_exceptions=True)

@@ -60,7 +60,7 @@ class Edge:
         self.database = Database(folder / f"{device_id}.db")
         self.queue = OfflineQueue(self.database, OfflineSettings(minimum_free_disk_bytes=0))
         self.documents = Documents(self.database, device_id, fleet_writable, self.now_ms)
-        self.outgoing = Outgoing(self.database, device_id, 5, 100_000, self.now_ms)
+        self.outgoing = Outgoing(self.database, device_id, 5, 100_000, now_ms=self.now_ms)
 
     def now_ms(self) -> int:
         """What its clock says."""

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.work_queue import Priority, WorkQueue
+from edge_agent.priority import Priority
+from edge_agent.work_queue import WorkQueue
 from primespark.errors import DeadlineExceededError, OverloadedError, UnavailableError
 
 

@@ -23,7 +23,7 @@ from edge_agent.open_inference.answers import (
 )
 from edge_agent.open_inference.messages import Asked, RequestedOutput, RequestParameters
 from edge_agent.open_inference.tensors import Datatype, TensorForm, datatype_of, from_bytes, from_json
-from edge_agent.work_queue import Priority
+from edge_agent.priority import Priority
 from primespark.core.web.json_bounds import MAX_JSON_VALUES
 from primespark.errors import InvalidInputError, UnavailableError
 from tests.unit.edge_agent.open_inference.test_tensors import any_array, same
