@@ -152,12 +152,12 @@ async def offline_queue(
 async def sync_status(here: Here) -> dict[str, Any]:
     """Both directions."""
     state = here.engine.state if here.engine is not None else SyncState(Phase.ALONE)
-    status = await here.queue.status()
+    status, position = await here.queue.status(), await here.documents.position()
     return {
         "phase": state.phase, "online": state.phase is Phase.ONLINE, "code": state.code or None,
         "cause": state.cause or None, "remedy": state.remedy or None, "epoch": status.epoch,
         "push": {"pending": status.pending, "records": state.pushed_records, "last_at": _when(state.last_push_at)},
-        "pull": {"cursor": await here.documents.cursor(), "last_at": _when(state.last_pull_at)},
+        "pull": {"cursor": position.cursor, "groups": position.groups, "last_at": _when(state.last_pull_at)},
         "last_contact_at": _when(state.last_contact_at), "clock_offset_s": here.clock.offset_s,
         "link": here.link,
     }  # fmt: skip

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge_agent import replica
+from edge_agent import reading, replica
 from edge_agent.database import Database
-from edge_agent.schema import read_number, write_meta
+from edge_agent.reading import Position, Sweep
 from primespark.core.clock import wall_clock_ms
+from primespark.core.identifiers import group_scope
 from primespark.errors import AuthorizationError
 from primespark.sync.documents import Document, Order, changed_pointers, compare, merge_patch, write
 from primespark.sync.records import DataClass, DocumentChange, PullResponse, refuse_what_cannot_travel
@@ -19,7 +20,6 @@ from primespark.sync.regions import Region, assemble, region_of, restrict
 
 TWIN = "twin"
 FLEET = "fleet"
-_CURSOR = "cursor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +72,20 @@ class Documents:
 
         return await self._database.run(work)
 
-    async def cursor(self) -> int:
-        """How far the cloud's log was read."""
-        return await self._database.run(lambda connection: read_number(connection, _CURSOR))
+    async def position(self) -> Position:
+        """How far the cloud's log was read, and what the device knows of its groups."""
+        return await self._database.run(reading.position)
 
-    async def reset_cursor(self) -> None:
-        """Read the cloud's log from its beginning again."""
-        await self._database.run(lambda connection: write_meta(connection, _CURSOR, 0))
+    async def read_anew(self, sweep: Sweep) -> None:
+        """Read the cloud's log from its beginning again, and drop what is no longer there."""
+        await self._database.run(lambda connection: reading.begin(connection, sweep))
 
     async def effective(self, key: str) -> dict[str, Any]:
-        """What holds for this device: its own document over the fleet's (RFC 7396)."""
+        """What holds for this device: its own document over its groups' by name over the fleet's (RFC 7396)."""
 
         def work(connection: sqlite3.Connection) -> dict[str, Any]:
             value: Any = {}
-            for scope in (FLEET, self.device_id):
+            for scope in (FLEET, *map(group_scope, reading.position(connection).groups), self.device_id):
                 document = load(connection, scope, key)
                 value = merge_patch(value, document.value) if document else value
             return dict(value)
@@ -153,13 +153,15 @@ class Documents:
         """
 
         def work(connection: sqlite3.Connection) -> bool:
-            if replica.epoch_of(connection) is None or read_number(connection, _CURSOR) != asked_from:
+            cursor = reading.position(connection).cursor
+            if replica.epoch_of(connection) is None or cursor != asked_from:
                 return False
             changed = [adopt(connection, item.change) for item in page.changes]
-            if read_number(connection, _CURSOR) != page.next_cursor:
-                write_meta(connection, _CURSOR, page.next_cursor)
+            for item in page.changes:
+                reading.came_across(connection, item.change.scope, item.change.key)
+            if cursor != page.next_cursor:
                 replica.observe(connection, self.device_id, page.server_hlc)
-            return any(changed)
+            return reading.advance(connection, self.device_id, page) or any(changed)
 
         return await self._database.run(work)
 
@@ -213,7 +215,11 @@ def settle(connection: sqlite3.Connection, device_id: str, scope: str, key: str,
         return
     (theirs,) = connection.execute("SELECT theirs FROM document WHERE scope = ? AND key = ?", (scope, key)).fetchone()
     if theirs is None:
-        connection.execute("UPDATE document SET dirty = 0 WHERE scope = ? AND key = ?", (scope, key))
+        # The cloud has it: a reading that began before the batch was applied may not have come across it.
+        connection.execute(
+            "UPDATE document SET dirty = 0, seen = ? WHERE scope = ? AND key = ?",
+            (reading.number(connection), scope, key),
+        )
     else:
         store(connection, Kept(scope, key, _from_change(DocumentChange.model_validate_json(theirs)), is_dirty=False))
         _keep_theirs(connection, scope, key, None)
@@ -250,12 +256,14 @@ def store(connection: sqlite3.Connection, kept: Kept) -> None:
     """Keep a document."""
     document = kept.document
     connection.execute(
-        "INSERT INTO document (scope, key, value, vv, leaf_hlc, written_hlc, dirty) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO document (scope, key, value, vv, leaf_hlc, written_hlc, dirty, seen)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (scope, key) DO UPDATE SET value = excluded.value, vv = excluded.vv,"
-        " leaf_hlc = excluded.leaf_hlc, written_hlc = excluded.written_hlc, dirty = excluded.dirty",
+        " leaf_hlc = excluded.leaf_hlc, written_hlc = excluded.written_hlc, dirty = excluded.dirty,"
+        " seen = excluded.seen",
         (
             kept.scope, kept.key, *map(json.dumps, (document.value, document.vv, document.leaf_hlc)),
-            document.written_hlc, kept.is_dirty,
+            document.written_hlc, kept.is_dirty, reading.number(connection),
         ),
     )  # fmt: skip
 

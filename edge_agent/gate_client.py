@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from edge_agent.connectivity import LinkHealth, LinkState, fault_of
 from edge_agent.device_clock import DeviceClock
 from edge_agent.outgoing import Batch
+from edge_agent.reading import Position
 from edge_agent.slots.download import BlobPart
 from primespark.core.settings import NetworkSettings
 from primespark.core.values import EARLIEST, LATEST
@@ -135,9 +136,12 @@ class GateClient:
         headers = {**_JSON, **batch.headers}
         return _parse(await self._send("POST", "/sync/v1/push", content=batch.body, headers=headers), PushResponse)
 
-    async def pull(self, cursor: int, limit: int, wait_s: float) -> PullResponse:
-        """Changes after `cursor`; waits up to `wait_s` for some."""
-        parameters = {"cursor": cursor, "limit": limit, "wait": wait_s}
+    async def pull(self, position: Position, limit: int, wait_s: float) -> PullResponse:
+        """Changes after a position; waits up to `wait_s` for some."""
+        parameters = {
+            "cursor": position.cursor, "snapshot": position.snapshot, "groups": ",".join(position.groups),
+            "limit": limit, "wait": wait_s,
+        }  # fmt: skip
         answer = await self._send("GET", "/sync/v1/pull", params=parameters, timeout=self._timeout(wait_s))
         SENT.labels("pull").inc(len(answer.content))
         return _parse(answer, PullResponse)

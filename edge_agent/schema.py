@@ -80,8 +80,11 @@ UPDATE stream SET acknowledged_seq = last_seq - pending - (
 )
 """
 
+# The reading from the beginning in which the cloud last showed a document, or the device wrote it.
+_READINGS = "ALTER TABLE document ADD COLUMN seen INTEGER NOT NULL DEFAULT 0"
+
 # What takes a file from each version to the next, the first from none. A version that was published never changes.
-STEPS = (_FIRST, _CONFLICTS, _CLOCK, _PRIORITIES)
+STEPS = (_FIRST, _CONFLICTS, _CLOCK, _PRIORITIES, _READINGS)
 VERSION = len(STEPS)
 
 

@@ -17,6 +17,7 @@ from edge_agent.credentials import CredentialFiles, Credentials
 from edge_agent.documents import Documents
 from edge_agent.gate_client import GateClient
 from edge_agent.outgoing import Batch, Outgoing
+from edge_agent.reading import Sweep
 from primespark.core.clock import utc_now
 from primespark.core.logging import get_logger
 from primespark.core.settings import SyncSettings
@@ -278,7 +279,7 @@ class SyncEngine:
             return False
         try:
             # The cursor first: with the new key, the other loop reads on from it at once.
-            await self._documents.reset_cursor()
+            await self._documents.read_anew(Sweep.SHARED)
             await self._enrol(token)
         except Exception as error:  # noqa: BLE001 (no error may end a loop; `_ours` logs it)
             fault = _ours(error)
@@ -302,14 +303,14 @@ class SyncEngine:
         loop, wait_s = asyncio.get_running_loop(), self._pull_wait_s
         started = loop.time()
         await self._ensure_epoch()
-        cursor = await self._documents.cursor()
+        position = await self._documents.position()
         try:
-            page = await self._gate.pull(cursor, PULL_LIMIT, wait_s)
+            page = await self._gate.pull(position, PULL_LIMIT, wait_s)
         except PrimeSparkError as error:
             if error.code == "must_resync":
-                await self._documents.reset_cursor()
+                await self._documents.read_anew(Sweep.ALL)
             raise
-        is_changed = await self._documents.apply(page, cursor)
+        is_changed = await self._documents.apply(page, position.cursor)
         self.state.last_pull_at = utc_now()
         self._pull_backoff.succeeded()
         self._reached()

@@ -27,11 +27,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 device = typer.Typer(help="Enrol and manage devices (on the cloud's machine).", no_args_is_help=True)
+device_group = typer.Typer(help="Groups of devices, which share documents.", no_args_is_help=True)
 models = typer.Typer(help="Models: what ships, what can be fetched, and your own on devices.", no_args_is_help=True)
 offline = typer.Typer(help="What this device holds for its cloud; the device must be running.", no_args_is_help=True)
 sync = typer.Typer(help="Documents of which two versions met (on the cloud's machine).", no_args_is_help=True)
 config = typer.Typer(help="The settings in force.", no_args_is_help=True)
 app.add_typer(device, name="device")
+device.add_typer(device_group, name="group")
 app.add_typer(models, name="models")
 app.add_typer(offline, name="offline")
 app.add_typer(sync, name="sync")
@@ -227,6 +229,22 @@ def device_forget(device_id: str) -> None:
     from primespark.cli.devices import forget_device
 
     forget_device(_settings(), device_id)
+
+
+@device_group.command("add")
+def device_group_add(device_id: Annotated[str, typer.Argument(metavar="DEVICE")], group: str) -> None:
+    """Make a device a member of a group: it reads the group's documents, and applies them over the fleet's."""
+    from primespark.cli.devices import join_group
+
+    join_group(_settings(), device_id, group)
+
+
+@device_group.command("remove")
+def device_group_remove(device_id: Annotated[str, typer.Argument(metavar="DEVICE")], group: str) -> None:
+    """End a membership; the device drops the group's documents."""
+    from primespark.cli.devices import leave_group
+
+    leave_group(_settings(), device_id, group)
 
 
 @device.command("rotate")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import Connection
+from starlette.responses import Response
 
 from primespark.cloud.metrics import RECORDS
 from primespark.cloud.state import Cloud, cloud_of
@@ -19,6 +20,7 @@ from primespark.core.web.bodies import parse_model, read_body, read_model
 from primespark.errors import AuthorizationError, MalformedError
 from primespark.store import devices, server, tombstones
 from primespark.store import gate as store_gate
+from primespark.store.groups import MAX_GROUPS_OF_A_DEVICE
 from primespark.sync.records import (
     MAX_RECORDS_PER_BATCH,
     EnrolRequest,
@@ -105,21 +107,32 @@ async def pull(
     cursor: Annotated[int, Query(ge=0, lt=2**62)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     wait: Annotated[float, Query(ge=0, le=MAX_PULL_WAIT_S)] = 0,
-) -> PullResponse:
-    """Changes for the device after `cursor`; without any, wait up to `wait` seconds for some."""
+    snapshot: Annotated[int, Query(ge=0, lt=2**62)] = 0,
+    groups: Annotated[str | None, Query(max_length=64 * MAX_GROUPS_OF_A_DEVICE)] = None,
+) -> Response:
+    """Changes for the device after `cursor`, or other groups than it knows; without, wait up to `wait` seconds."""
     deadline = asyncio.get_running_loop().time() + wait
     while True:
         # Taken before the read: a commit between read and wait completes it.
         ticket = cloud.notifier.ticket()
-        read = partial(tombstones.pull, device_id=device.name, cursor=cursor, limit=limit, now=utc_now())
+        read = partial(
+            tombstones.pull, device_id=device.name, cursor=cursor, limit=limit, now=utc_now(), snapshot=snapshot
+        )
         page = await cloud.transact(read)
         remaining_s = deadline - asyncio.get_running_loop().time()
-        if page.changes or remaining_s <= 0:
+        is_moved = groups is not None and groups != ",".join(page.groups or ())
+        if page.changes or is_moved or remaining_s <= 0:
             ticket.cancel()
-            return page
+            return _page(page, is_old=groups is None)
         if not await cloud.notifier.wait_for(ticket, remaining_s):
-            return page
-        cursor = page.next_cursor
+            return _page(page, is_old=groups is None)
+        cursor, snapshot = page.next_cursor, page.snapshot or 0
+
+
+def _page(page: PullResponse, *, is_old: bool) -> Response:
+    """The answer to a pull; a device that does not tell its groups knows nothing of them."""
+    text = page.model_dump_json(exclude={"snapshot", "groups"} if is_old else None)
+    return Response(text, media_type="application/json")
 
 
 def _required(request: Request, header: str) -> str:

@@ -7,16 +7,17 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AwareDatetime, Base64Bytes, Field, StringConstraints
+from sqlalchemy import Connection
 from starlette.responses import JSONResponse, Response
 
 from primespark.cloud.state import Cloud, cloud_of
 from primespark.core.clock import to_rfc3339, utc_now
-from primespark.core.identifiers import DeviceId
+from primespark.core.identifiers import DeviceId, GroupName
 from primespark.core.values import check_text
 from primespark.core.web import Principal, Role, read_model, require
 from primespark.errors import InvalidInputError, TooLargeError
 from primespark.inference.images import decode_image
-from primespark.store import devices, labels, samples
+from primespark.store import devices, groups, labels, samples
 from primespark.store.facts import MAX_LABEL_BYTES
 from primespark.sync.records import Message, Name
 
@@ -109,6 +110,25 @@ async def rotate_device(device_id: DeviceId, cloud: CloudState) -> dict[str, str
     return {"device_id": device_id, "key": key}
 
 
+@router.put("/devices/{device_id}/groups/{group}", dependencies=[Admin])
+async def join_group(device_id: DeviceId, group: GroupName, cloud: CloudState) -> JSONResponse:
+    """Make a device a member of a group, whose documents it reads from then on."""
+
+    def work(connection: Connection) -> JSONResponse:
+        is_new = groups.join(connection, device_id, group)
+        body = {"device_id": device_id, "groups": groups.of_device(connection, device_id)}
+        return JSONResponse(body, 201 if is_new else 200)
+
+    return await cloud.transact(work)
+
+
+@router.delete("/devices/{device_id}/groups/{group}", dependencies=[Admin])
+async def leave_group(device_id: DeviceId, group: GroupName, cloud: CloudState) -> Response:
+    """End a membership; the device drops the group's documents."""
+    await cloud.transact(lambda connection: groups.leave(connection, device_id, group))
+    return Response(status_code=204)
+
+
 @router.post("/labels")
 async def add_label(request: Request, cloud: CloudState, person: Operator) -> JSONResponse:
     """Say what an image shows; the newest word on a sample stands."""
@@ -192,6 +212,7 @@ def _device(row: devices.DeviceRow) -> dict[str, Any]:
         "enrolled_at": to_rfc3339(row.enrolled_at),
         "last_seen_at": to_rfc3339(row.last_seen_at) if row.last_seen_at else None,
         "overdue_since": to_rfc3339(row.overdue_since) if row.overdue_since else None,
+        "groups": list(row.groups),
         "capabilities": row.capabilities,
         "versions": row.versions,
     }

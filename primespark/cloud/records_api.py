@@ -1,4 +1,4 @@
-"""`/api/v1/…/records`: documents of devices and of the fleet, for people."""
+"""`/api/v1/…/records`: documents of devices, groups and the fleet, for people."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
+from pydantic import TypeAdapter
 from sqlalchemy import Connection
 from starlette.responses import JSONResponse, Response
 
 from primespark.cloud.state import Cloud, cloud_of
-from primespark.core.identifiers import check_device_id
+from primespark.core.identifiers import GroupName, check_device_id, group_scope
 from primespark.core.web import Principal, Role, read_json, require
 from primespark.core.web.preconditions import check_preconditions, is_unchanged
 from primespark.errors import InvalidInputError, NotFoundError
 from primespark.store import devices, documents
-from primespark.store.documents import FLEET
+from primespark.store.groups import FLEET
 from primespark.sync.documents import Document, merge_patch
 from primespark.sync.records import DataClass, Name
 
 # Whose the documents are.
-PLACES = ("/devices/{device_id}", "/fleet")
+PLACES = ("/devices/{device_id}", "/groups/{group}", "/fleet")
+_GROUP: TypeAdapter[str] = TypeAdapter(GroupName)
 
 
 def scope_of(request: Request) -> str:
@@ -30,11 +32,15 @@ def scope_of(request: Request) -> str:
     Raises:
         InvalidInputError: It is none.
     """
-    device_id = request.path_params.get("device_id")
+    named = request.path_params
     try:
-        return FLEET if device_id is None else check_device_id(device_id)
-    except ValueError as error:
-        raise InvalidInputError(str(error), remedy="see `primespark device list`") from None
+        if "device_id" in named:
+            return check_device_id(named["device_id"])
+        return group_scope(_GROUP.validate_python(named["group"])) if "group" in named else FLEET
+    except ValueError:
+        raise InvalidInputError(
+            "a device or group is 1 to 63 of a-z, 0-9 and '-'", remedy="see `primespark device list`"
+        ) from None
 
 
 CloudState = Annotated[Cloud, Depends(cloud_of)]
@@ -133,7 +139,7 @@ async def _write(
                 raise InvalidInputError("an empty document is none", remedy="delete it", code="empty_document")
             return value
 
-        if scope != FLEET:
+        if "device_id" in request.path_params:
             devices.find(connection, scope)
         written = documents.change_cloud(connection, scope, key, checked)
         return _answer(scope, key, written, 201 if is_new else 200)

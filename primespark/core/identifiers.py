@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, StringConstraints
 
 _DEVICE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 # Scopes and replicas of the protocol, so no device may bear them.
@@ -26,6 +26,13 @@ def check_device_id(value: str) -> str:
 
 
 DeviceId = Annotated[str, AfterValidator(check_device_id)]
+# A group of devices, as people name it; its documents are in the scope `group:NAME`.
+GroupName = Annotated[str, StringConstraints(pattern=rf"^{_DEVICE_ID.pattern}$")]
+
+
+def group_scope(group: str) -> str:
+    """The scope of a group's documents."""
+    return f"group:{group}"
 
 
 def sha256_hex(data: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from primespark.core.clock import utc_now
 from primespark.core.identifiers import sha256_hex
 from primespark.core.values import storable_json
 from primespark.errors import AuthenticationError, ConflictError, NotFoundError
+from primespark.store import groups
 from primespark.store.schema import device, enrolment_token
 
 # How exactly `last_seen_at` is kept; more would be a write for every request.
@@ -39,6 +41,7 @@ class DeviceRow:
     capabilities: dict[str, Any]
     versions: dict[str, str]
     overdue_since: datetime | None = None
+    groups: tuple[str, ...] = ()
 
 
 def create_token(connection: Connection, uses: int, lifetime: timedelta) -> str:
@@ -126,7 +129,8 @@ def begin_epoch(connection: Connection, device_id: str) -> int:
 def list_devices(connection: Connection) -> list[DeviceRow]:
     """The enrolled devices in order of id."""
     rows = connection.execute(select(device).where(device.c.key_sha256.is_not(None)).order_by(device.c.device_id))
-    return [_device_row(row) for row in rows]
+    members = groups.of_devices(connection)
+    return [_device_row(row, members.get(row.device_id, ())) for row in rows]
 
 
 def find(connection: Connection, device_id: str) -> DeviceRow:
@@ -140,7 +144,7 @@ def find(connection: Connection, device_id: str) -> DeviceRow:
     ).one_or_none()
     if row is None:
         raise _no_device(device_id)
-    return _device_row(row)
+    return _device_row(row, groups.of_device(connection, device_id))
 
 
 def forget(connection: Connection, device_id: str) -> None:
@@ -206,12 +210,12 @@ def _write_enrolment(
     return Enrolment(key, epoch)
 
 
-def _device_row(row: Row[Any]) -> DeviceRow:
+def _device_row(row: Row[Any], of_groups: Sequence[str]) -> DeviceRow:
     # The next round takes the mark away; it is wrong as soon as the device was seen.
     is_back = row.overdue_since and row.last_seen_at and row.last_seen_at >= row.overdue_since
     return DeviceRow(
         row.device_id, row.epoch, row.enrolled_at, row.last_seen_at, row.capabilities, row.versions,
-        None if is_back else row.overdue_since,
+        None if is_back else row.overdue_since, tuple(of_groups),
     )  # fmt: skip
 
 

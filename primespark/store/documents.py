@@ -12,6 +12,8 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from primespark.core.values import check_text, storable_json
 from primespark.errors import AuthorizationError, ConflictError, InvalidInputError
 from primespark.store import server, sync_log
+from primespark.store.groups import of_device as groups_of
+from primespark.store.groups import scopes_of
 from primespark.store.schema import conflict
 from primespark.store.schema import document as document_table
 from primespark.sync.documents import Document, changed_pointers, merge_patch, write
@@ -25,7 +27,6 @@ from primespark.sync.records import (
 from primespark.sync.regions import Region, region_of
 
 CLOUD = server.REPLICA
-FLEET = "fleet"
 # A page of a pull is closed after this much; a device takes answers of up to 64 MiB.
 PAGE_BYTES = 8 * 1024 * 1024
 _ROWS_PER_FETCH = 8
@@ -187,19 +188,18 @@ def page(connection: Connection, scope: str, after: str, limit: int) -> Page:
     return Page(items, None)
 
 
-def pull(connection: Connection, device_id: str, cursor: int, limit: int) -> PullResponse:
+def pull(connection: Connection, device_id: str, cursor: int, limit: int, snapshot: int = 0) -> PullResponse:
     """Documents in the device's scopes that changed after `cursor`, each once in its newest state, in commit order.
 
-    At most `limit`, and at least one however large it is. A cursor beyond the log is of a database that has been
-    restored since: then everything is sent.
+    At most `limit`, and at least one however large it is. A position beyond the log is of a database that has been
+    restored since: then everything is sent. `snapshot` is where the log was when the device began from cursor 0.
     """
     newest = sync_log.newest(connection)
-    after = cursor if cursor <= newest else 0
+    after = cursor if max(cursor, snapshot) <= newest else 0
+    groups = groups_of(connection, device_id)
     statement = (
         select(document_table)
-        .where(document_table.c.scope.in_((device_id, FLEET)))
-        # What was written since `newest` was read is left to the next pull, whose cursor it lies behind.
-        .where(document_table.c.log_seq > after, document_table.c.log_seq <= newest)
+        .where(document_table.c.scope.in_(scopes_of(device_id, groups)), document_table.c.log_seq > after)
         .order_by(document_table.c.log_seq)
         .limit(limit + 1)
     )
@@ -213,25 +213,30 @@ def pull(connection: Connection, device_id: str, cursor: int, limit: int) -> Pul
             change = to_change(row.scope, row.key, _document(row))
             size += len(change.model_dump_json())
             changes.append(PulledChange(cursor=row.log_seq, change=change))
+    last = changes[-1].cursor if changes else 0
     return PullResponse(
         changes=changes,
-        next_cursor=changes[-1].cursor if has_more else newest,
+        # Of one snapshot of the database: what it shows behind `newest` is all there is up to there.
+        next_cursor=last if has_more else max(newest, last),
         has_more=has_more,
         server_epoch=server.identity(connection).server_epoch,
         server_hlc=server.peek(connection),
+        snapshot=snapshot if after else newest,
+        groups=groups,
     )
 
 
 def names_blob(connection: Connection, device_id: str, sha256: str) -> bool:
-    """Whether the cloud named a blob to this device: in its documents' `desired`, or in a document of the fleet."""
+    """Whether the cloud named a blob to this device: in its documents' `desired`, or in one of a group or the fleet."""
+    scopes = scopes_of(device_id, groups_of(connection, device_id))
     return bool(
         connection.execute(
             text(
-                "SELECT EXISTS (SELECT 1 FROM sync.document WHERE scope IN (:device_id, :fleet) AND jsonb_path_exists("
-                "CASE WHEN scope = :fleet THEN value ELSE value->'desired' END,"
+                "SELECT EXISTS (SELECT 1 FROM sync.document WHERE scope = ANY(:scopes) AND jsonb_path_exists("
+                "CASE WHEN scope = :device_id THEN value->'desired' ELSE value END,"
                 " '$.** ? (@ == $name)', jsonb_build_object('name', CAST(:sha256 AS text))))"
             ),
-            {"device_id": device_id, "fleet": FLEET, "sha256": sha256},
+            {"device_id": device_id, "scopes": scopes, "sha256": sha256},
         ).scalar_one()
     )
 

@@ -16,7 +16,8 @@ from primespark.core.clock import Timestamp, wall_clock_ms
 from primespark.core.values import storable_json
 from primespark.errors import InvalidInputError
 from primespark.store import conflicts, documents, server
-from primespark.store.documents import CLOUD, FLEET, Stored
+from primespark.store.documents import CLOUD, Stored
+from primespark.store.groups import FLEET
 from primespark.sync.documents import (
     MAX_LEAVES,
     Document,

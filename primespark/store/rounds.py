@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, case, func, select, true, tuple_, update
+from sqlalchemy import Connection, case, exists, func, or_, select, true, tuple_, update
 
 from primespark.store import audit, sync_log, tombstones
-from primespark.store.documents import FLEET
-from primespark.store.schema import device, document, log, round_
+from primespark.store.groups import FLEET
+from primespark.store.schema import device, document, log, member, round_
 
 # A waiting pull ends by itself after 60 s and says how far it has read with the next: what is unread for longer than
 # this was missed by whoever should have been woken.
@@ -112,12 +112,15 @@ def _mark_overdue(connection: Connection, now: datetime, overdue_after: timedelt
 
 def _wake(connection: Connection, now: datetime, overdue_after: timedelta) -> tuple[str, ...]:
     """Tell those who wait for a scope again, where a device that is there has not read what changed long ago."""
+    is_of_its_group = exists().where(
+        member.c.device_id == device.c.device_id, document.c.scope == "group:" + member.c.group_name
+    )
     unread = (
         select(document.c.scope)
         .distinct()
         .join_from(document, device, true())
         .where(
-            document.c.scope.in_([device.c.device_id, FLEET]),
+            or_(document.c.scope.in_([device.c.device_id, FLEET]), is_of_its_group),
             document.c.updated_at < now - _UNREAD_AFTER,
             device.c.cursor < document.c.log_seq,
             device.c.key_sha256.is_not(None),

@@ -49,6 +49,17 @@ device = Table(
     schema="sync",
 )
 
+# Groups, by their devices: who reads the documents of scope `group:NAME`.
+member = Table(
+    "member",
+    metadata,
+    Column("device_id", Text, nullable=False),
+    Column("group_name", Text, nullable=False),
+    Column("joined_at", _Moment, nullable=False, server_default=func.now()),
+    PrimaryKeyConstraint("device_id", "group_name"),
+    schema="sync",
+)
+
 enrolment_token = Table(
     "enrolment_token",
     metadata,

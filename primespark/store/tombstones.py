@@ -20,20 +20,23 @@ from primespark.sync.records import PullResponse
 _CURSOR_INTERVAL = timedelta(seconds=10)
 
 
-def pull(connection: Connection, device_id: str, cursor: int, limit: int, now: datetime) -> PullResponse:
+def pull(
+    connection: Connection, device_id: str, cursor: int, limit: int, now: datetime, snapshot: int = 0
+) -> PullResponse:
     """`documents.pull`, with note taken of how far the device has read.
 
     Raises:
-        GoneError: Code `must_resync`: what was deleted after `cursor` is forgotten; cursor 0 reads everything.
+        GoneError: Code `must_resync`: what was deleted after `cursor` is forgotten; cursor 0 reads everything. What was
+            deleted before `snapshot` the device drops when it has read everything, so that may be forgotten.
     """
-    page = documents.pull(connection, device_id, cursor, limit)
+    page = documents.pull(connection, device_id, cursor, limit, snapshot)
     # After the page was read: a tombstone removed before that is missing in it, and counted in the watermark.
     known = connection.execute(
         select(round_.c.tombstone_watermark, device.c.cursor, device.c.cursor_at).select_from(
             round_.outerjoin(device, and_(true(), device.c.device_id == device_id))
         )
     ).one()
-    if 0 < cursor < known.tombstone_watermark:
+    if cursor and max(cursor, snapshot) < known.tombstone_watermark:
         raise GoneError(
             f"deletions after {cursor} are no longer known",
             remedy="read from cursor 0, and drop what is not there",

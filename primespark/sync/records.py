@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from primespark.core.identifiers import DeviceId
+from primespark.core.identifiers import DeviceId, GroupName
 from primespark.errors import InvalidInputError
 
 PROTOCOL_VERSION = 1
@@ -183,13 +183,21 @@ class PulledChange(Message):
 
 
 class PullResponse(Message):
-    """Changes in commit order."""
+    """Changes in commit order.
+
+    Attributes:
+        snapshot: Where the log was when the device began to read it from the beginning.
+        groups: The device's, in order of name.
+    """
 
     changes: list[PulledChange]
     next_cursor: Annotated[int, Field(ge=0)]
     has_more: bool
     server_epoch: Counter
     server_hlc: Hlc
+    # Only for devices that ask with them: an older one takes nothing that it does not know.
+    snapshot: Annotated[int, Field(ge=0)] | None = None
+    groups: list[GroupName] | None = None
 
 
 class TrustedKey(Message):

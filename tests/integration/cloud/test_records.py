@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import httpx2
 import pytest
 from sqlalchemy import Engine
+from typer.testing import CliRunner, Result
 
+from primespark.cli.main import app as cli
 from primespark.store import documents
 from tests.integration.cloud.test_gate import Gate, gate
 from tests.integration.edge_agent.test_api import asked
@@ -27,11 +30,11 @@ class Place:
     def __init__(self, client: httpx2.AsyncClient, path: str, scope: str, key: dict[str, str]) -> None:
         self.client, self.path, self.scope, self._key = client, path, scope, key
 
-    async def ask(self, method: str, key: str = "", json: Any = None, **headers: str) -> httpx2.Response:
+    async def ask(self, method: str, key: str = "", body: Any = None, **headers: str) -> httpx2.Response:
         """A request; `if_match` is the header If-Match."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         path = f"{self.path}/{key}" if key and not key.startswith("?") else f"{self.path}{key}"
-        return await self.client.request(method, path, json=json, headers={**self._key, **named})
+        return await self.client.request(method, path, json=body, headers={**self._key, **named})
 
 
 @pytest.fixture(params=["device", "cloud", "fleet"])
@@ -174,3 +177,53 @@ def test_a_page_ends_by_bytes_and_goes_on_behind_them(store_engine: Engine, monk
                 break
             after = page.next_after
     assert sizes == [2, 2, 1]
+
+
+async def test_a_group_is_joined_read_and_left(gate: Gate) -> None:
+    key = await gate.enrol()
+    member, light = "/api/v1/devices/edge-1/groups/line-a", "/api/v1/groups/line-a/records/configurations/light"
+    assert (await gate.client.put(light, json={"n": 1}, headers=gate.admin)).json()["scope"] == "group:line-a"
+    start = (await gate.client.get("/sync/v1/pull?groups=", headers=key)).json()
+    assert (start["changes"], start["groups"]) == ([], [])
+    waiting = f"/sync/v1/pull?cursor={start['next_cursor']}&snapshot={start['snapshot']}&wait=20&groups="
+    told = asyncio.create_task(gate.client.get(waiting, headers=key))
+    async with asyncio.timeout(5):
+        while not gate.cloud.notifier._waiting:  # noqa: ASYNC110 (a set, which sets no event)
+            await asyncio.sleep(0.002)
+    joined = [await gate.client.put(member, headers=gate.admin) for _ in range(2)]
+    assert [answer.status_code for answer in joined] == [201, 200]
+    assert joined[0].json() == {"device_id": "edge-1", "groups": ["line-a"]}
+    async with asyncio.timeout(5):
+        assert (await told).json()["groups"] == ["line-a"]
+        # Whoever has not heard of it is told at once, and whoever has waits.
+        assert (await gate.client.get(waiting, headers=key)).json()["groups"] == ["line-a"]
+    page = (await gate.client.get("/sync/v1/pull?groups=line-a", headers=key)).json()
+    assert [item["change"]["value"] for item in page["changes"]] == [{"n": 1}]
+    # A device of an older version takes no field that it does not know.
+    assert (await gate.client.get("/sync/v1/pull", headers=key)).json().keys() == page.keys() - {"snapshot", "groups"}
+    shown = (await gate.client.get("/api/v1/devices/edge-1", headers=gate.admin)).json()
+    assert shown["groups"] == ["line-a"]
+    assert [(await gate.client.delete(member, headers=gate.admin)).status_code for _ in range(2)] == [204, 404]
+    for odd in ("Line", "-a", "a%2fb", "%00"):
+        assert not (await gate.client.put(member.replace("line-a", odd), headers=gate.admin)).is_success
+        path = light.replace("line-a", odd)
+        assert (await gate.client.get(path, headers=gate.admin)).status_code in {404, 422}
+    assert (await gate.client.put(member, headers=key)).status_code == 403
+
+
+async def test_a_group_is_made_by_command(gate: Gate, tmp_path: Path) -> None:
+    await gate.enrol()
+    url = gate.cloud.engine.url.render_as_string(hide_password=False)
+    (tmp_path / "own.yaml").write_text(f"cloud:\n  store:\n    url: {url}\n")
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(cli, ["--config", str(tmp_path / "own.yaml"), "device", *words])
+
+    results = [await asyncio.to_thread(run, *words) for words in (
+        ("group", "add", "edge-1", "line-a"), ("group", "add", "edge-1", "line-a"), ("list", "--json"),
+        ("group", "remove", "edge-1", "line-a"), ("group", "remove", "edge-1", "line-a"),
+        ("group", "add", "edge-1", "A"),
+    )]  # fmt: skip
+    assert [result.exit_code == 0 for result in results] == [True, True, True, True, False, False]
+    assert (results[0].output, results[1].output) == ("edge-1 is in line-a\n", "edge-1 was in line-a before\n")
+    assert json.loads(results[2].output)["items"][0]["groups"] == ["line-a"]

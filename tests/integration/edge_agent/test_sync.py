@@ -338,7 +338,9 @@ async def test_a_refused_lost_range_is_kept_and_not_sent_for_ever(gate: RunningG
 
 async def test_no_unexpected_error_ends_a_loop(gate: RunningGate, tmp_path: Path) -> None:
     def damage(connection: sqlite3.Connection) -> None:
-        connection.execute("INSERT INTO document VALUES ('edge-1', 'twin', '{', '{', '{', 1, '', NULL)")
+        connection.execute(
+            "INSERT INTO document (scope, key, value, vv, leaf_hlc, dirty) VALUES ('edge-1', 'twin', '{', '{', '{', 1)"
+        )
 
     def mend(connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM document")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from edge_agent.database import Database
 from edge_agent.device_clock import DeviceClock
@@ -22,7 +23,7 @@ from primespark.core.clock import Clock, utc_now
 from primespark.core.settings import OfflineSettings, load_settings
 from primespark.core.web.server import bind
 from primespark.embedded.link import Link
-from primespark.store import devices, documents
+from primespark.store import devices, documents, groups
 from primespark.sync.records import DataClass
 from tests.integration.edge_agent.device import running_device, until
 from tests.integration.edge_agent.digits import make_version
@@ -140,3 +141,32 @@ async def test_a_model_travels_and_is_reported(running_cloud: RunningCloud, tmp_
         await asyncio.to_thread(running_cloud.desire, {"models": {"digits": {**version.pointer, "version": 2}}})
         await until(lambda: device.engine.state.last_pull_at is not None)
     assert running_cloud.reported()["models"]["digits"].keys() >= {"version", "digest", "since"}
+
+
+async def test_a_membership_reaches_the_device_though_replies_are_lost(
+    running_cloud: RunningCloud, tmp_path: Path
+) -> None:
+    def change(work: Callable[[Connection], Any]) -> None:
+        with running_cloud.cloud.engine.begin() as connection:
+            work(connection)
+
+    async def holds(value: dict[str, Any]) -> None:
+        async with asyncio.timeout(20):
+            while await device.documents.effective("light") != value:  # noqa: ASYNC110 (a file wakes nobody)
+                await asyncio.sleep(0.02)
+
+    for scope, value in (("group:b", {"n": 2}), ("group:a", {"n": 1, "a": 1}), ("fleet", {"n": 0, "fleet": 1})):
+        change(partial(documents.write_cloud, scope=scope, key="light", patch=value))
+    async with (
+        Link(running_cloud.port) as link,
+        running_device(tmp_path / "device", link.url, token=running_cloud.token()) as device,
+    ):
+        await holds({"n": 0, "fleet": 1})
+        for group in ("a", "b"):
+            link.lose_next_reply(b"GET /sync/v1/pull")
+            await asyncio.to_thread(change, partial(groups.join, device_id="edge-1", group=group))
+        await holds({"n": 2, "a": 1, "fleet": 1})
+        link.lose_next_reply(b"GET /sync/v1/pull")
+        await asyncio.to_thread(change, partial(groups.leave, device_id="edge-1", group="b"))
+        await holds({"n": 1, "a": 1, "fleet": 1})
+        assert link.counts.replies_lost > 0

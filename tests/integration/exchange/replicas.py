@@ -16,11 +16,12 @@ from edge_agent.database import Database
 from edge_agent.documents import Documents
 from edge_agent.outgoing import Batch, Outgoing
 from edge_agent.queue import NewFact, OfflineQueue
+from edge_agent.reading import Sweep
 from primespark.core.clock import utc_now, wall_clock_ms
 from primespark.core.encoding import decode_body
 from primespark.core.settings import OfflineSettings
 from primespark.core.web.bodies import parse_model
-from primespark.errors import MalformedError
+from primespark.errors import GoneError, MalformedError
 from primespark.store import devices, documents, gate, tombstones
 from primespark.store.reconciliation import DocumentRules
 from primespark.sync.documents import Document, merge_patch
@@ -143,15 +144,19 @@ class Exchange:
 
     def pull(self, edge: Edge, fault: Fault = Fault.NONE, limit: int = 3) -> bool:
         """Ask for a page and take it, at once or later; whether there is more."""
-        asked_from = self.run(edge.documents.cursor())
-        with self.engine.begin() as connection:
-            page = tombstones.pull(connection, edge.device_id, asked_from, limit, utc_now())
+        here = self.run(edge.documents.position())
+        try:
+            with self.engine.begin() as connection:
+                page = tombstones.pull(connection, edge.device_id, here.cursor, limit, utc_now(), here.snapshot)
+        except GoneError:
+            self.run(edge.documents.read_anew(Sweep.ALL))
+            return True
         page = PullResponse.model_validate_json(page.model_dump_json())
         if fault is Fault.NONE or fault is Fault.TWICE:
             for _ in range(2 if fault is Fault.TWICE else 1):
-                self._take_page(edge, page, asked_from)
+                self._take_page(edge, page, here.cursor)
         elif fault is Fault.REPLY_LOST:
-            self._pages.append(_Page(edge, asked_from, page))
+            self._pages.append(_Page(edge, here.cursor, page))
         return page.has_more
 
     def page_arrives(self, at: int) -> None:
@@ -167,10 +172,10 @@ class Exchange:
             for edge in self.edges:
                 while self.push(edge):
                     is_quiet = False
-                cursor = self.run(edge.documents.cursor())
+                before = self.run(edge.documents.position())
                 while self.pull(edge):
                     pass
-                is_quiet = is_quiet and cursor == self.run(edge.documents.cursor())
+                is_quiet = is_quiet and before == self.run(edge.documents.position())
             if is_quiet:
                 return
         raise AssertionError("I1: the exchange does not come to rest")

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 
 from primespark.core.clock import Timestamp, wall_clock_ms
 from primespark.errors import ConflictError
-from primespark.store import conflicts, database, documents, server
+from primespark.store import conflicts, database, documents, groups, server
 from primespark.store.reconciliation import MAX_CLOCK_AHEAD_MS, DocumentRules
 from primespark.sync.documents import Document
 from primespark.sync.regions import Region, restrict
@@ -34,7 +34,7 @@ from tests.integration.exchange.laws import (
 from tests.integration.exchange.replicas import Edge, Exchange, Fault
 
 RULES = DocumentRules([StrategyRule("configurations", strategy, strategy) for strategy in Strategy], [""])
-FLEET, CLOUD = documents.FLEET, documents.CLOUD
+FLEET, CLOUD = groups.FLEET, documents.CLOUD
 DAY_MS = 86_400_000
 _numbers = itertools.count()
 

@@ -7,6 +7,7 @@ import pytest
 from edge_agent.database import Database
 from edge_agent.documents import Documents, Kept, load_kept, store, to_change
 from edge_agent.outgoing import Outgoing
+from edge_agent.reading import Sweep
 from edge_agent.replica import COUNTERS_PER_EPOCH
 from edge_agent.schema import forget_meta, write_meta
 from primespark.errors import AuthorizationError, InvalidInputError
@@ -43,14 +44,14 @@ def from_cloud(value: dict[str, object], counter: int, known: Document | None = 
 
 async def take(documents: Documents, answer: PullResponse) -> bool:
     """Take a page asked for from where the device is."""
-    return await documents.apply(answer, await documents.cursor())
+    return await documents.apply(answer, (await documents.position()).cursor)
 
 
 async def test_a_page_asked_for_before_a_reset_is_left(documents: Documents) -> None:
     await take(documents, page(from_cloud({"desired": {"rate": 1}}, 1), cursor=5))
-    await documents.reset_cursor()
+    await documents.read_anew(Sweep.ALL)
     assert not await documents.apply(page(from_cloud({"desired": {"rate": 2}}, 2), cursor=9), 5)
-    assert await documents.cursor() == 0
+    assert (await documents.position()).cursor == 0
     assert (await documents.effective("twin"))["desired"] == {"rate": 1}
 
 
@@ -116,7 +117,7 @@ async def test_the_clouds_word_and_an_unsent_write_both_stand(documents: Documen
 async def test_without_an_epoch_nothing_is_taken(database: Database, documents: Documents) -> None:
     await database.run(lambda connection: forget_meta(connection, "epoch"))
     assert not await take(documents, page(from_cloud({"desired": {"rate": 5}}, 1)))
-    assert (await documents.cursor(), await documents.page(("", ""), 1000)) == (0, [])
+    assert ((await documents.position()).cursor, await documents.page(("", ""), 1000)) == (0, [])
 
 
 async def test_an_older_state_changes_nothing(documents: Documents) -> None:
@@ -124,7 +125,7 @@ async def test_an_older_state_changes_nothing(documents: Documents) -> None:
     new = from_cloud({"desired": {"rate": 2}}, 2, Document({"desired": {"rate": 1}}, dict(old.vv), dict(old.leaf_hlc)))
     assert await take(documents, page(new, cursor=2))
     assert not await take(documents, page(old, cursor=3))
-    assert await documents.cursor() == 3
+    assert (await documents.position()).cursor == 3
     assert (await documents.effective("twin"))["desired"] == {"rate": 2}
 
 
