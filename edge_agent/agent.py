@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ from edge_agent.sync_report import SyncReport
 from edge_agent.telemetry import Telemetry
 from primespark.core.logging import get_logger
 from primespark.core.settings import Settings
+from primespark.core.tickets import Tickets
 from primespark.core.web import serve
+from primespark.core.web.watching import Watchers
 from primespark.errors import PrimeSparkError
 from primespark.inference.models import DETECTOR, ServedModel
 
@@ -83,6 +86,7 @@ class _Agent:
     accelerator: Accelerator
     report: SyncReport
     monitor: ConnectivityMonitor | None
+    changes: Tickets
 
     async def run(self) -> None:
         """Serve, look, measure and synchronise until a signal; then stop them all."""
@@ -106,6 +110,7 @@ class _Agent:
     def _end_waits(self) -> None:
         """Let go who would wait for longer than a stop may take."""
         self.sight.broadcast.close()
+        self.changes.close()
         self.language.stop()
 
     def _loops(self) -> dict[str, Coroutine[Any, Any, Any]]:
@@ -184,9 +189,11 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     labelled = LabelledFolder(edge.capture.labelled_folder, queue) if edge.capture.labelled_folder else None
     device = Device(edge.device_id, service, language, queue, documents, engine, hardware, clock, monitor)
     app = build_app(settings, folder, database, device, detector, sight)
+    changes = _changes_of(database)
+    app.state.watchers = Watchers(changes)
     return _Agent(
         settings, database, app, service, language, telemetry, hardware, sight, labelled, deployer, engine, gate,
-        detector, accelerator, SyncReport(queue, documents), monitor,
+        detector, accelerator, SyncReport(queue, documents), monitor, changes,
     )  # fmt: skip
 
 
@@ -218,6 +225,20 @@ def _gate(settings: Settings, clock: DeviceClock) -> Any:
 def _batch_bytes(files: CredentialFiles) -> int:
     limits = files.current.limits if files.current else None
     return min(_BATCH_BYTES, limits.max_body_bytes) if limits else _BATCH_BYTES
+
+
+def _changes_of(database: Database) -> Tickets:
+    """Woken after each commit that wrote something."""
+    loop, changes, written = asyncio.get_running_loop(), Tickets(), -1
+
+    def look(connection: sqlite3.Connection) -> None:
+        nonlocal written
+        if connection.total_changes != written:
+            written = connection.total_changes
+            _call_soon(loop, changes.wake_all)
+
+    database.watch(look)
+    return changes
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Any) -> None:

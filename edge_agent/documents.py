@@ -18,6 +18,10 @@ from primespark.sync.documents import Document, Order, changed_pointers, compare
 from primespark.sync.records import DataClass, DocumentChange, PullResponse, refuse_what_cannot_travel
 from primespark.sync.regions import Region, assemble, region_of, restrict
 
+# Scope and key; version vector and timestamps, as they are kept.
+Place = tuple[str, str]
+Version = tuple[str, str]
+
 TWIN = "twin"
 FLEET = "fleet"
 
@@ -69,6 +73,19 @@ class Documents:
                 (*after, scope, limit),
             )
             return [_kept(row) for row in rows.fetchall()]
+
+        return await self._database.run(work)
+
+    async def versions(self, scope: str | None, key: str | None) -> dict[Place, Version]:
+        """The version, as it is kept, of each document that has a value; of one scope or key, or of all."""
+
+        def work(connection: sqlite3.Connection) -> dict[Place, Version]:
+            rows = connection.execute(
+                "SELECT scope, key, vv, leaf_hlc FROM document"
+                " WHERE value <> '{}' AND coalesce(scope = ?, 1) AND coalesce(key = ?, 1) ORDER BY scope, key",
+                (scope, key),
+            )
+            return {(row[0], row[1]): (row[2], row[3]) for row in rows}
 
         return await self._database.run(work)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -9,26 +10,34 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from edge_agent.api import Here, Operator, Viewer
+from edge_agent.documents import Documents, Place, Version
 from primespark.core.web import read_json
 from primespark.core.web.preconditions import check_preconditions, is_unchanged
+from primespark.core.web.watching import Seen, Watchers
 from primespark.errors import InvalidInputError, NotFoundError
 from primespark.sync.documents import Document, merge_patch
 from primespark.sync.records import DataClass, Name
 
 router = APIRouter(prefix="/api/v1/records")
+# Each has at most 1 MiB.
+_WATCHED_AT_ONCE = 8
 Scope = Annotated[Name | None, Query()]
 
 
 @router.get("/{data_class}", dependencies=[Viewer])
 async def list_records(
     data_class: DataClass,
+    request: Request,
     here: Here,
     scope: Scope = None,
     after: Annotated[str, Query(max_length=200)] = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
-) -> dict[str, Any]:
-    """Documents in the device's scopes, or in one of them, by scope and key."""
+    watch: bool = False,
+) -> Any:
+    """Documents in the device's scopes, or in one, by scope and key; or all and then their changes, as events."""
     _check_class(data_class)
+    if watch:
+        return request.app.state.watchers.stream(_View(here.documents, scope))
     last_scope, _, last_key = after.partition("/")
     kept = await here.documents.page((last_scope, last_key), limit, scope)
     last = f"{kept[-1].scope}/{kept[-1].key}" if len(kept) == limit else None
@@ -36,10 +45,15 @@ async def list_records(
 
 
 @router.get("/{data_class}/{key:path}", dependencies=[Viewer])
-async def read_record(data_class: DataClass, key: Name, request: Request, here: Here, scope: Scope = None) -> Response:
-    """One document."""
+async def read_record(
+    data_class: DataClass, key: Name, request: Request, here: Here, scope: Scope = None, watch: bool = False
+) -> Response:
+    """One document; or its changes from now on, as server-sent events."""
     _check_class(data_class)
     where = scope or here.device_id
+    if watch:
+        watchers: Watchers = request.app.state.watchers
+        return watchers.stream(_View(here.documents, where, key))
     document = await here.documents.read(where, key)
     if document is None:
         raise _absent(key)
@@ -81,6 +95,31 @@ async def delete_record(
 
     await here.documents.change(key, delete, scope)
     return Response(status_code=204)
+
+
+class _View:
+    """What one client watches: all documents here, those of a scope, or one."""
+
+    def __init__(self, documents: Documents, scope: str | None, key: str | None = None) -> None:
+        self._documents, self._scope, self._key = documents, scope, key
+        self._known: dict[Place, Version] = {}
+
+    async def look(self) -> Seen:
+        """What has another version than at the last look, and what has gone; some at once."""
+        present = await self._documents.versions(self._scope, self._key)
+        records = [_gone(place, json.loads(self._known.pop(place)[0])) for place in self._known.keys() - present.keys()]
+        changed = [place for place, version in present.items() if self._known.get(place) != version]
+        for scope, key in changed[:_WATCHED_AT_ONCE]:
+            # What is gone by now is told with the next look.
+            if document := await self._documents.read(scope, key):
+                records.append(_describe(scope, key, document))
+                self._known[scope, key] = present[scope, key]
+        return Seen(records, has_more=len(changed) > _WATCHED_AT_ONCE)
+
+
+def _gone(place: Place, vv: dict[str, int]) -> dict[str, Any]:
+    scope, key = place
+    return _describe(scope, key, Document(vv=vv))
 
 
 async def _write(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge
 
+from primespark.core.web.watching import HEARTBEAT, as_server_sent
 from primespark.errors import OverloadedError
 
 MAX_LISTENERS = 16
@@ -51,7 +51,7 @@ class Listener:
 
     async def messages(self) -> AsyncIterator[bytes]:
         """Server-sent events until closed: what was lost first, a comment where nothing happens."""
-        yield _HEARTBEAT
+        yield HEARTBEAT
         while True:
             while self._waiting:
                 if self._lost:
@@ -65,7 +65,7 @@ class Listener:
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._changed.wait()
             except TimeoutError:
-                yield _HEARTBEAT
+                yield HEARTBEAT
 
 
 class Broadcast:
@@ -114,11 +114,3 @@ class Broadcast:
         self._is_closed = True
         for listener in self._listeners:
             listener.close()
-
-
-_HEARTBEAT = b": heartbeat\n\n"
-
-
-def as_server_sent(name: str, value: dict[str, Any]) -> bytes:
-    """One server-sent event; JSON has no line breaks that would end it early."""
-    return f"event: {name}\ndata: {json.dumps(value)}\n\n".encode()

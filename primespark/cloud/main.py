@@ -20,6 +20,7 @@ from primespark.core.manifests import SigningKey
 from primespark.core.paths import home, write_private
 from primespark.core.settings import Settings
 from primespark.core.web import create_app, serve
+from primespark.core.web.watching import Watchers
 from primespark.errors import ConfigurationError, PrimeSparkError
 from primespark.store import access, database
 from primespark.store.blobs import BlobStore
@@ -63,10 +64,12 @@ def build(settings: Settings, root: Path) -> Cloud:
         admin_key = _admin_key(root / "cloud" / "admin.key")
         with engine.begin() as connection:
             access.ensure_admin_key(connection, admin_key)
+    notifier = Notifier.on(engine)
     return Cloud(
         settings=settings,
         engine=engine,
-        notifier=Notifier.on(engine),
+        notifier=notifier,
+        watchers=Watchers(notifier),
         blobs=BlobStore(root / "blobs"),
         signing_key=SigningKey.load_or_create(root / "cloud" / "signing.key"),
     )

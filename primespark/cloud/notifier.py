@@ -8,6 +8,7 @@ from collections.abc import Callable
 from sqlalchemy import Engine
 
 from primespark.core.logging import get_logger
+from primespark.core.tickets import Tickets
 from primespark.errors import UnavailableError
 from primespark.store.database import Listener
 
@@ -17,7 +18,7 @@ _RETRY_S = 1.0
 log = get_logger(__name__)
 
 
-class Notifier:
+class Notifier(Tickets):
     """Wakes whoever waits when the sync log has grown; used on one event loop.
 
     Args:
@@ -25,44 +26,13 @@ class Notifier:
     """
 
     def __init__(self, listen: Callable[[], Listener]) -> None:
+        super().__init__()
         self._listen = listen
-        self._waiting: set[asyncio.Future[None]] = set()
-        self._closed = False
 
     @classmethod
     def on(cls, engine: Engine) -> Notifier:
         """A notifier on the store's sync log."""
         return cls(lambda: Listener(engine, CHANNEL))
-
-    def ticket(self) -> asyncio.Future[None]:
-        """A future that the next growth completes; taken before a read, it misses nothing committed after it."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._closed:
-            future.cancel()
-        else:
-            self._waiting.add(future)
-            future.add_done_callback(self._waiting.discard)
-        return future
-
-    async def wait_for(self, ticket: asyncio.Future[None], timeout_s: float) -> bool:
-        """Whether the log grew before the time was over or the service stopped; the ticket is spent afterwards."""
-        try:
-            await asyncio.wait({ticket}, timeout=timeout_s)
-            return ticket.done() and not ticket.cancelled()
-        finally:
-            ticket.cancel()
-
-    def close(self) -> None:
-        """Let every waiting request answer at once; for a service that stops."""
-        self._closed = True
-        for future in list(self._waiting):
-            future.cancel()
-
-    def wake_all(self) -> None:
-        """Complete all tickets."""
-        for future in list(self._waiting):
-            if not future.done():
-                future.set_result(None)
 
     async def run(self) -> None:
         """Listen until cancelled."""

@@ -15,14 +15,17 @@ from primespark.cloud.state import Cloud, cloud_of
 from primespark.core.identifiers import GroupName, check_device_id, group_scope
 from primespark.core.web import Principal, Role, read_json, require
 from primespark.core.web.preconditions import check_preconditions, is_unchanged
+from primespark.core.web.watching import Seen
 from primespark.errors import InvalidInputError, NotFoundError
-from primespark.store import devices, documents
+from primespark.store import devices, document_lists, documents
 from primespark.store.groups import FLEET
 from primespark.sync.documents import Document, merge_patch
 from primespark.sync.records import DataClass, Name
 
 # Whose the documents are.
 PLACES = ("/devices/{device_id}", "/groups/{group}", "/fleet")
+# Each has at most 1 MiB.
+_WATCHED_AT_ONCE = 8
 _GROUP: TypeAdapter[str] = TypeAdapter(GroupName)
 
 
@@ -55,17 +58,24 @@ async def list_records(
     cloud: CloudState,
     after: Annotated[Name | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+    watch: bool = False,
 ) -> Response:
-    """Documents in order of key."""
+    """Documents in order of key; or all of them and then their changes, as server-sent events."""
     _check_class(data_class)
-    page = await cloud.transact(lambda connection: documents.page(connection, scope, after or "", limit))
+    if watch:
+        return cloud.watchers.stream(_View(cloud, scope))
+    page = await cloud.transact(lambda connection: document_lists.page(connection, scope, after or "", limit))
     items = [describe(scope, key, document) for key, document in page.items]
     return await asyncio.to_thread(JSONResponse, {"items": items, "next_cursor": page.next_after})
 
 
-async def read_record(scope: Scope, data_class: DataClass, key: Name, request: Request, cloud: CloudState) -> Response:
-    """One document."""
+async def read_record(
+    scope: Scope, data_class: DataClass, key: Name, request: Request, cloud: CloudState, watch: bool = False
+) -> Response:
+    """One document; or its changes from now on, as server-sent events."""
     _check_class(data_class)
+    if watch:
+        return cloud.watchers.stream(_View(cloud, scope, key))
     document = await cloud.transact(lambda connection: documents.read(connection, scope, key))
     if document is None or not document.value:
         raise _absent(scope, key)
@@ -122,6 +132,25 @@ def describe(scope: str, key: str, document: Document) -> dict[str, Any]:
         "data_class": DataClass.CONFIGURATIONS, "scope": scope, "key": key, "value": document.value,
         "vv": document.vv, "hlc": document.hlc, "leaf_hlc": document.leaf_hlc, "deleted": not document.value,
     }  # fmt: skip
+
+
+class _View:
+    """What one client watches: a scope, or one document of it."""
+
+    def __init__(self, cloud: Cloud, scope: str, key: str | None = None) -> None:
+        self._cloud, self._scope, self._key = cloud, scope, key
+        self._cursor = 0
+        self._is_first = True
+
+    async def look(self) -> Seen:
+        """What changed in the log; at first deleted ones are left out."""
+        scope, key, cursor = self._scope, self._key, self._cursor
+        found = await self._cloud.transact(
+            lambda connection: document_lists.changed(connection, scope, key, cursor, _WATCHED_AT_ONCE)
+        )
+        shown = [(name, document) for name, document in found.items if document.value or not self._is_first]
+        self._cursor, self._is_first = found.log_seq, self._is_first and found.has_more
+        return Seen([describe(scope, name, document) for name, document in shown], found.has_more)
 
 
 async def _write(

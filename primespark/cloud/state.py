@@ -14,6 +14,7 @@ from primespark.cloud.notifier import Notifier
 from primespark.core.manifests import SigningKey
 from primespark.core.settings import Settings
 from primespark.core.web import Principal, Role
+from primespark.core.web.watching import Watchers
 from primespark.errors import AuthenticationError, DeadlineExceededError
 from primespark.store import access, devices
 from primespark.store.blobs import BlobStore
@@ -38,6 +39,7 @@ class Cloud:
     notifier: Notifier
     blobs: BlobStore
     signing_key: SigningKey
+    watchers: Watchers
     deadline_s: float = 10.0
     push_deadline_s: float = 30.0
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, cast, func, select, text
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy import Connection, Row, func, select, text
+from sqlalchemy.dialects.postgresql import insert
 
 from primespark.core.values import check_text, storable_json
 from primespark.errors import AuthorizationError, ConflictError, InvalidInputError
@@ -29,7 +29,7 @@ from primespark.sync.regions import Region, region_of
 CLOUD = server.REPLICA
 # A page of a pull is closed after this much; a device takes answers of up to 64 MiB.
 PAGE_BYTES = 8 * 1024 * 1024
-_ROWS_PER_FETCH = 8
+ROWS_PER_FETCH = 8
 _CLASS = DataClass.CONFIGURATIONS
 
 
@@ -49,18 +49,10 @@ class Stored:
     shared_writes: dict[str, SharedWrite] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Documents by key, and after which key there are more; None: that was all."""
-
-    items: list[tuple[str, Document]]
-    next_after: str | None
-
-
 def read(connection: Connection, scope: str, key: str, *, for_update: bool = False) -> Document | None:
     """A document; with `for_update` nobody else writes documents until commit."""
     row = _row(connection, scope, key, for_update)
-    return _document(row) if row else None
+    return document_of(row) if row else None
 
 
 def read_stored(connection: Connection, scope: str, key: str, *, for_update: bool = False) -> Stored:
@@ -68,7 +60,7 @@ def read_stored(connection: Connection, scope: str, key: str, *, for_update: boo
     row = _row(connection, scope, key, for_update)
     if row is None:
         return Stored()
-    return Stored(_document(row), {replica: SharedWrite(**told) for replica, told in row.shared_writes.items()})
+    return Stored(document_of(row), {replica: SharedWrite(**told) for replica, told in row.shared_writes.items()})
 
 
 def write_cloud(connection: Connection, scope: str, key: str, patch: dict[str, Any]) -> DocumentChange:
@@ -168,26 +160,6 @@ def store_write(
     return change
 
 
-def page(connection: Connection, scope: str, after: str, limit: int) -> Page:
-    """Documents of a scope in order of key, from the one behind `after`; at most `limit`, and about `PAGE_BYTES`."""
-    statement = (
-        select(document_table)
-        .where(document_table.c.data_class == _CLASS, document_table.c.scope == scope)
-        .where(document_table.c.key > after, document_table.c.value != cast({}, JSONB))
-        .order_by(document_table.c.key)
-        .limit(limit + 1)
-    )
-    items: list[tuple[str, Document]] = []
-    size = 0
-    with connection.execute(statement, execution_options={"yield_per": _ROWS_PER_FETCH}) as rows:
-        for row in rows:
-            if len(items) == limit or size >= PAGE_BYTES:
-                return Page(items, items[-1][0])
-            items.append((row.key, _document(row)))
-            size += len(storable_json(row.value)) + len(storable_json(row.leaf_hlc))
-    return Page(items, None)
-
-
 def pull(connection: Connection, device_id: str, cursor: int, limit: int, snapshot: int = 0) -> PullResponse:
     """Documents in the device's scopes that changed after `cursor`, each once in its newest state, in commit order.
 
@@ -205,12 +177,12 @@ def pull(connection: Connection, device_id: str, cursor: int, limit: int, snapsh
     )
     changes: list[PulledChange] = []
     size, has_more = 0, False
-    with connection.execute(statement, execution_options={"yield_per": _ROWS_PER_FETCH}) as rows:
+    with connection.execute(statement, execution_options={"yield_per": ROWS_PER_FETCH}) as rows:
         for row in rows:
             has_more = len(changes) == limit or size >= PAGE_BYTES
             if has_more:
                 break
-            change = to_change(row.scope, row.key, _document(row))
+            change = to_change(row.scope, row.key, document_of(row))
             size += len(change.model_dump_json())
             changes.append(PulledChange(cursor=row.log_seq, change=change))
     last = changes[-1].cursor if changes else 0
@@ -278,5 +250,6 @@ def _is(scope: str, key: str) -> tuple[Any, ...]:
     return (table.data_class == _CLASS, table.scope == scope, table.key == key)
 
 
-def _document(row: Any) -> Document:
+def document_of(row: Any) -> Document:
+    """A row of the table as a document."""
     return Document(row.value, row.vv, row.leaf_hlc, row.written_hlc)

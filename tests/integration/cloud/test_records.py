@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import Engine
 from typer.testing import CliRunner, Result
 
 from primespark.cli.main import app as cli
-from primespark.store import documents
+from primespark.store import document_lists, documents
 from tests.integration.cloud.test_gate import Gate, gate
+from tests.integration.cloud.watching import Watching, watching
 from tests.integration.edge_agent.test_api import asked
 
 __all__ = ["gate"]
@@ -27,14 +30,26 @@ OWN = "/api/v1/devices/edge-1/records/configurations"
 class Place:
     """Documents at an address."""
 
-    def __init__(self, client: httpx2.AsyncClient, path: str, scope: str, key: dict[str, str]) -> None:
-        self.client, self.path, self.scope, self._key = client, path, scope, key
+    def __init__(self, client: httpx2.AsyncClient, path: str, scope: str, key: Mapping[str, str], app: FastAPI) -> None:
+        self.client, self.path, self.scope, self._key, self.app = client, path, scope, key, app
 
     async def ask(self, method: str, key: str = "", body: Any = None, **headers: str) -> httpx2.Response:
         """A request; `if_match` is the header If-Match."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         path = f"{self.path}/{key}" if key and not key.startswith("?") else f"{self.path}{key}"
         return await self.client.request(method, path, json=body, headers={**self._key, **named})
+
+    def watch(self, key: str = "") -> AbstractAsyncContextManager[Watching]:
+        """See it change."""
+        return watching(self.app, f"{self.path}/{key}" if key else self.path, self._key)
+
+
+def app_of(client: httpx2.AsyncClient) -> FastAPI:
+    """What a client asks."""
+    transport = client._transport
+    assert isinstance(transport, httpx2.ASGITransport)
+    app: FastAPI = transport.app  # type: ignore[assignment]
+    return app
 
 
 @pytest.fixture(params=["device", "cloud", "fleet"])
@@ -43,11 +58,11 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path, gate: Gate) -> A
         nothing: Future[Any] = Future()
         nothing.set_result(None)
         async with asked(tmp_path / "edge", nothing, capture=False) as client:
-            yield Place(client, "/api/v1/records/configurations", "edge-1", {})
+            yield Place(client, "/api/v1/records/configurations", "edge-1", client.headers, app_of(client))
         return
     await gate.enrol()
     path, scope = (OWN, "edge-1") if request.param == "cloud" else (FLEET, "fleet")
-    yield Place(gate.client, path, scope, gate.admin)
+    yield Place(gate.client, path, scope, gate.admin, app_of(gate.client))
 
 
 async def test_a_document_lives_as_it_is_told(place: Place) -> None:
@@ -164,14 +179,13 @@ async def test_concurrent_makers_of_one_document_are_told_apart(gate: Gate) -> N
     assert (await gate.client.get(f"{FLEET}/a", headers=gate.admin)).json() == made
 
 
-def test_a_page_ends_by_bytes_and_goes_on_behind_them(store_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "PAGE_BYTES", 1000)
+def test_a_page_ends_by_bytes_and_goes_on_behind_them(store_engine: Engine) -> None:
     with store_engine.begin() as connection:
         for number in range(5):
             documents.write_cloud(connection, "fleet", f"k{number}", {"text": "x" * 600})
         sizes, after = [], ""
         while True:
-            page = documents.page(connection, "fleet", after, 100)
+            page = document_lists.page(connection, "fleet", after, 100, 1000)
             sizes.append(len(page.items))
             if page.next_after is None:
                 break
@@ -227,3 +241,42 @@ async def test_a_group_is_made_by_command(gate: Gate, tmp_path: Path) -> None:
     assert [result.exit_code == 0 for result in results] == [True, True, True, True, False, False]
     assert (results[0].output, results[1].output) == ("edge-1 is in line-a\n", "edge-1 was in line-a before\n")
     assert json.loads(results[2].output)["items"][0]["groups"] == ["line-a"]
+
+
+async def test_who_watches_sees_what_there_is_and_every_last_change(place: Place) -> None:
+    for key in ("a", "b", "gone"):
+        await place.ask("PUT", key, {"n": 1})
+    await place.ask("DELETE", "gone")
+    async with place.watch() as watched, place.watch("b") as one:
+        assert await watched.until_ready() == {"a": {"n": 1}, "b": {"n": 1}}
+        assert await one.until_ready() == {"b": {"n": 1}}
+        made = (await place.ask("PUT", "c", {"n": 2})).json()
+        assert await watched.next() == ("record", made)
+        await place.ask("DELETE", "a")
+        name, value = await watched.next() or ("", {})
+        assert (name, value["key"], value["value"], value["deleted"]) == ("record", "a", {}, True)
+        changed = (await place.ask("PATCH", "b", {"n": 3})).json()
+        assert await watched.next() == await one.next() == ("record", changed)
+
+
+async def test_many_documents_are_seen_whole_before_ready(place: Place) -> None:
+    for number in range(20):
+        await place.ask("PUT", f"k{number}", {"n": number})
+    async with place.watch() as watched:
+        assert await watched.until_ready() == {f"k{number}": {"n": number} for number in range(20)}
+
+
+async def test_only_so_many_watch_and_a_stop_ends_them(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("primespark.core.web.watching.MAX_WATCHERS", 1)
+    app, watchers = app_of(gate.client), gate.cloud.watchers
+    async with watching(app, FLEET, gate.admin) as watched:
+        await watched.until_ready()
+        refused = await gate.client.get(f"{FLEET}?watch=1", headers=gate.admin)
+        assert (refused.status_code, refused.json()["code"]) == (429, "too_many_watchers")
+        assert (await gate.client.get(f"{FLEET}?watch=1")).status_code == 401
+    assert watchers.count == 0
+    async with watching(app, FLEET, gate.admin) as watched:
+        await watched.until_ready()
+        gate.cloud.notifier.close()
+        assert await watched.next() is None
+    assert watchers.count == 0
