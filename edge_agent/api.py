@@ -159,7 +159,7 @@ async def sync_status(here: Here) -> dict[str, Any]:
         "push": {"pending": status.pending, "records": state.pushed_records, "last_at": _when(state.last_push_at)},
         "pull": {"cursor": position.cursor, "groups": position.groups, "last_at": _when(state.last_pull_at)},
         "last_contact_at": _when(state.last_contact_at), "clock_offset_s": here.clock.offset_s,
-        "link": here.link,
+        "link": here.link, "cloud_restored_at": status.cloud_restored_at,
     }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edge_agent import reading, replica
@@ -206,6 +206,18 @@ def adopt(connection: sqlite3.Connection, change: DocumentChange) -> bool:
     store(connection, Kept(change.scope, change.key, after, is_dirty=order is Order.CONCURRENT))
     _keep_theirs(connection, change.scope, change.key, change if order is Order.CONCURRENT else None)
     return after != kept.document
+
+
+def offer_again(connection: sqlite3.Connection, device_id: str) -> None:
+    """The cloud may lack any write: read it from its beginning, and send it whatever this device wrote.
+
+    Its own earlier writes count for nothing any more: what it has forgotten of them must not outweigh what it says now.
+    """
+    for kept in _load_all(connection):
+        vv = {name: counter for name, counter in kept.document.vv.items() if name == device_id}
+        store(connection, Kept(kept.scope, kept.key, replace(kept.document, vv=vv), is_dirty=device_id in vv))
+        _keep_theirs(connection, kept.scope, kept.key, None)
+    reading.begin(connection, Sweep.ALL)
 
 
 def dirty(connection: sqlite3.Connection) -> list[Kept]:

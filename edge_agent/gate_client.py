@@ -39,7 +39,15 @@ from primespark.errors import (
     UnavailableError,
 )
 from primespark.sync.chunks import ChunkList
-from primespark.sync.records import EnrolRequest, EnrolResponse, EpochResponse, PullResponse, PushResponse, TimeResponse
+from primespark.sync.records import (
+    EnrolRequest,
+    EnrolResponse,
+    EpochRequest,
+    EpochResponse,
+    PullResponse,
+    PushResponse,
+    TimeResponse,
+)
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 206, 416
@@ -121,9 +129,10 @@ class GateClient:
         body = request.model_dump_json().encode()
         return _parse(await self._send("POST", "/sync/v1/enroll", content=body, headers=_JSON), EnrolResponse)
 
-    async def begin_epoch(self) -> EpochResponse:
+    async def begin_epoch(self, request: EpochRequest) -> EpochResponse:
         """A new epoch for this device."""
-        return _parse(await self._send("POST", "/sync/v1/epoch"), EpochResponse)
+        body = request.model_dump_json().encode()
+        return _parse(await self._send("POST", "/sync/v1/epoch", content=body, headers=_JSON), EpochResponse)
 
     async def learn_time(self) -> None:
         """Ask for the time, where no answer has told it yet."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from edge_agent import documents, replica
+from edge_agent import documents, replica, restored_cloud
 from edge_agent.batch_selection import Limits, Selection, mark_behind, select
 from edge_agent.database import Database
 from edge_agent.dead_letters import add_dead_letter
@@ -21,7 +21,7 @@ from edge_agent.schema import forget_meta, read_number, write_meta
 from edge_agent.streams import bounds
 from primespark.core.clock import wall_clock_ms
 from primespark.core.encoding import encode_body
-from primespark.sync.records import PROTOCOL_VERSION, PushResponse, ResultStatus
+from primespark.sync.records import PROTOCOL_VERSION, EpochRequest, PushResponse, ResultStatus
 
 # Room for what surrounds the records in a batch.
 _ENVELOPE_BYTES = 1024
@@ -88,9 +88,23 @@ class Outgoing:
         """The epoch the sequences count in; None when the cloud has to give one."""
         return await self._database.run(replica.epoch_of)
 
-    async def begin_epoch(self, epoch: int) -> None:
+    async def epoch_request(self) -> EpochRequest:
+        """What to ask a new epoch with."""
+        return await self._database.run(restored_cloud.epoch_request)
+
+    async def begin_epoch(self, epoch: int, server_epoch: int = 1) -> None:
         """Number everything that waits anew, for an epoch the cloud has just given."""
-        await self._database.run(lambda connection: _begin_epoch(connection, self._device_id, epoch))
+        await self._database.run(lambda connection: _begin_epoch(connection, self._device_id, epoch, server_epoch))
+
+    async def meet(self, server_epoch: int) -> bool:
+        """Note which life of the cloud answers; whether it is another one than before: then all is offered again."""
+        return await self._database.run(
+            lambda connection: restored_cloud.meet(connection, self._device_id, server_epoch)
+        )
+
+    async def begin_anew(self) -> None:
+        """The cloud shows that it lacks what it had acknowledged: offer everything again, under a new epoch."""
+        await self._database.run(lambda connection: restored_cloud.begin_anew(connection, self._device_id))
 
     async def next_batch(self) -> Batch | None:
         """The batch under way, else a new one; None when nothing may go now, or there is no epoch."""
@@ -194,6 +208,7 @@ class Outgoing:
         if response.status == "replayed":
             write_meta(connection, "replayed_batches", read_number(connection, "replayed_batches") + 1)
         replica.observe(connection, self._device_id, response.server_hlc)
+        restored_cloud.meet(connection, self._device_id, response.server_epoch)
         (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
         if free_pages > _KEPT_FREE_PAGES:
             # A row per page, and each has to be fetched for it to happen.
@@ -324,10 +339,12 @@ def _record_at(connection: sqlite3.Connection, place: Place) -> tuple[str, int, 
     return stream, seq, compose(stream, seq, tail).decode()
 
 
-def _begin_epoch(connection: sqlite3.Connection, device_id: str, epoch: int) -> None:
+def _begin_epoch(connection: sqlite3.Connection, device_id: str, epoch: int, server_epoch: int) -> None:
+    restored_cloud.meet(connection, device_id, server_epoch)
     if replica.epoch_of(connection) == epoch:
         return
     write_meta(connection, "epoch", epoch)
+    forget_meta(connection, replica.EPOCH_BEFORE)
     connection.execute("DELETE FROM batch")
     connection.execute("DELETE FROM given_up")
     for name in ("next_batch_seq", "batch_limit", "suspect"):

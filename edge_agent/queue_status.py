@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from edge_agent.priority import Priority
-from edge_agent.schema import read_number
+from edge_agent.schema import RESTORED_AT, read_meta, read_number
 from edge_agent.streams import LANES, bounds
 
 
@@ -32,6 +32,7 @@ class QueueStatus:
     epoch: int | None
     replayed_batches: int
     dead_letters: int
+    cloud_restored_at: str | None
     streams: dict[str, StreamState]
 
 
@@ -68,6 +69,7 @@ def read_status(connection: sqlite3.Connection) -> QueueStatus:
         epoch=read_number(connection, "epoch") or None,
         replayed_batches=read_number(connection, "replayed_batches"),
         dead_letters=int(dead_letters),
+        cloud_restored_at=read_meta(connection, RESTORED_AT),
         streams={
             name: StreamState(last_seq, acknowledged_seq, lost, pending, list(Priority)[rank].value, bool(is_behind))
             for name, last_seq, acknowledged_seq, lost, pending, rank, is_behind in rows

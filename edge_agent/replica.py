@@ -10,6 +10,8 @@ from primespark.core.clock import HybridLogicalClock, Timestamp, wall_clock_ms
 
 # Counters of an epoch start here times the epoch, so a device that lost its database never writes in the past.
 COUNTERS_PER_EPOCH = 2**32
+# Kept in place of the epoch from when the device knows that it needs a new one until it has it.
+EPOCH_BEFORE = "epoch_before"
 
 
 def epoch_of(connection: sqlite3.Connection) -> int | None:
@@ -22,7 +24,7 @@ def next_counter(connection: sqlite3.Connection) -> int:
     """A counter above every one given before."""
     writes = read_number(connection, "writes") + 1
     write_meta(connection, "writes", writes)
-    return (epoch_of(connection) or 0) * COUNTERS_PER_EPOCH + writes
+    return (epoch_of(connection) or read_number(connection, EPOCH_BEFORE)) * COUNTERS_PER_EPOCH + writes
 
 
 def stamp(connection: sqlite3.Connection, device_id: str, now_ms: Callable[[], int] = wall_clock_ms) -> str:

@@ -86,6 +86,8 @@ _READINGS = "ALTER TABLE document ADD COLUMN seen INTEGER NOT NULL DEFAULT 0"
 # What takes a file from each version to the next, the first from none. A version that was published never changes.
 STEPS = (_FIRST, _CONFLICTS, _CLOCK, _PRIORITIES, _READINGS)
 VERSION = len(STEPS)
+# Name of a small value: when the cloud was found restored from a backup.
+RESTORED_AT = "cloud_restored_at"
 
 
 def upgrade(connection: sqlite3.Connection) -> None:

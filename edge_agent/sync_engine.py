@@ -41,6 +41,8 @@ _QUICK_ANSWER_S = 0.25
 _DAMAGED_ON_THE_WAY = {"bad_digest", "truncated_body"}
 # No word of the cloud's: when it is heard of again, there is reason to try at once.
 _NOT_REACHED = {"not_connected", "no_answer", "no_gate"}
+# It knows less of this device than it had acknowledged: it was restored from a backup, and nobody said so.
+_CLOUD_LOST_SOMETHING = {"batch_gap", "unknown_epoch"}
 # What nobody but a person can mend; asking more often changes nothing.
 _REFUSED_PAUSE_S = 30.0
 
@@ -114,6 +116,7 @@ class SyncEngine:
         self._work = asyncio.Event()
         self._flush = False
         self._pull_wait_s = 0.0
+        self._server_epoch = 0
         self._epoch_lock = asyncio.Lock()
 
     def notify(self) -> None:
@@ -183,7 +186,7 @@ class SyncEngine:
     async def _enrol(self, token: str) -> None:
         answer = await self._gate.enrol(token, self._device_id)
         # The epoch first: a kill before the key is kept makes the device enrol again, and no batch is under way yet.
-        await self._outgoing.begin_epoch(answer.epoch)
+        await self._outgoing.begin_epoch(answer.epoch, answer.server_epoch)
         credentials = Credentials.of(answer, token)
         try:
             await asyncio.to_thread(self._files.save, credentials)
@@ -221,6 +224,9 @@ class SyncEngine:
         try:
             response = await self._gate.push(batch)
         except ConflictError as error:
+            if error.code in _CLOUD_LOST_SOMETHING:
+                await self._outgoing.begin_anew()
+                return
             if error.code != "replica_cloned" or not await self._outgoing.take_up_again(batch.batch_seq):
                 raise
             log.warning("batch_was_applied", batch_seq=batch.batch_seq, why="the cloud failed after it had taken it")
@@ -260,9 +266,10 @@ class SyncEngine:
         """A new epoch, when the database does not know one: it was lost, the key was not."""
         async with self._epoch_lock:
             if await self._outgoing.epoch() is None:
-                answer = await self._gate.begin_epoch()
-                await self._outgoing.begin_epoch(answer.epoch)
-                log.warning("new_epoch", epoch=answer.epoch, why="the database was lost or replaced")
+                request = await self._outgoing.epoch_request()
+                answer = await self._gate.begin_epoch(request)
+                await self._outgoing.begin_epoch(answer.epoch, answer.server_epoch)
+                log.warning("new_epoch", epoch=answer.epoch, why=request.reason)
 
     async def _take_answer(self, batch: Batch, response: PushResponse) -> None:
         await self._outgoing.acknowledge(batch.batch_seq, response)
@@ -310,6 +317,11 @@ class SyncEngine:
             if error.code == "must_resync":
                 await self._documents.read_anew(Sweep.ALL)
             raise
+        if page.server_epoch != self._server_epoch:
+            # A page of another life of the cloud is left: it is asked for anew.
+            if await self._outgoing.meet(page.server_epoch):
+                return
+            self._server_epoch = page.server_epoch
         is_changed = await self._documents.apply(page, position.cursor)
         self.state.last_pull_at = utc_now()
         self._pull_backoff.succeeded()

@@ -31,12 +31,14 @@ device_group = typer.Typer(help="Groups of devices, which share documents.", no_
 models = typer.Typer(help="Models: what ships, what can be fetched, and your own on devices.", no_args_is_help=True)
 offline = typer.Typer(help="What this device holds for its cloud; the device must be running.", no_args_is_help=True)
 sync = typer.Typer(help="Documents of which two versions met (on the cloud's machine).", no_args_is_help=True)
+store = typer.Typer(help="The store behind the cloud (on the cloud's machine).", no_args_is_help=True)
 config = typer.Typer(help="The settings in force.", no_args_is_help=True)
 app.add_typer(device, name="device")
 device.add_typer(device_group, name="group")
 app.add_typer(models, name="models")
 app.add_typer(offline, name="offline")
 app.add_typer(sync, name="sync")
+app.add_typer(store, name="store")
 app.add_typer(config, name="config")
 
 _MAX_SEQ = 2**62
@@ -139,6 +141,16 @@ def lineage(
     from primespark.cli.lineage import show
 
     show(_settings(), device_id, stream, seq, epoch, as_json)
+
+
+@store.command("restored")
+def store_restored(
+    why: Annotated[str, typer.Option(help="For the record.")] = "restored from a backup",
+) -> None:
+    """Say that the store was restored from a backup, before its services start: devices offer everything again."""
+    from primespark.cli.restored import begin_epoch
+
+    typer.echo(begin_epoch(_settings(), why))
 
 
 @sync.command("conflicts")

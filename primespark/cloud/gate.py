@@ -25,6 +25,7 @@ from primespark.sync.records import (
     MAX_RECORDS_PER_BATCH,
     EnrolRequest,
     EnrolResponse,
+    EpochRequest,
     EpochResponse,
     Limits,
     PullResponse,
@@ -67,11 +68,13 @@ async def enrol(request: Request, cloud: CloudState) -> EnrolResponse:
 
 
 @router.post("/epoch")
-async def begin_epoch(cloud: CloudState, device: Device) -> EpochResponse:
-    """A new epoch, for a device that lost its database but not its key."""
+async def begin_epoch(request: Request, cloud: CloudState, device: Device) -> EpochResponse:
+    """A new epoch, for a device that lost its database but not its key, or that finds this cloud restored."""
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    asked = await read_model(request, EpochRequest, MAX_ENROL_BYTES) if has_body else EpochRequest()
 
     def work(connection: Connection) -> tuple[int, int]:
-        return devices.begin_epoch(connection, device.name), server.identity(connection).server_epoch
+        return devices.begin_epoch(connection, device.name, asked), server.identity(connection).server_epoch
 
     epoch, server_epoch = await cloud.transact(work)
     return EpochResponse(epoch=epoch, server_epoch=server_epoch, server_time=utc_now())

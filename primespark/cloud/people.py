@@ -213,6 +213,8 @@ def _device(row: devices.DeviceRow) -> dict[str, Any]:
         "last_seen_at": to_rfc3339(row.last_seen_at) if row.last_seen_at else None,
         "overdue_since": to_rfc3339(row.overdue_since) if row.overdue_since else None,
         "groups": list(row.groups),
+        "epoch_began_at": to_rfc3339(row.epoch_began_at) if row.epoch_began_at else None,
+        "epoch_reason": row.epoch_reason,
         "capabilities": row.capabilities,
         "versions": row.versions,
     }

@@ -16,7 +16,8 @@ from primespark.core.identifiers import sha256_hex
 from primespark.core.values import storable_json
 from primespark.errors import AuthenticationError, ConflictError, NotFoundError
 from primespark.store import groups
-from primespark.store.schema import device, enrolment_token
+from primespark.store.schema import device, enrolment_token, lost, watermark
+from primespark.sync.records import EpochRequest
 
 # How exactly `last_seen_at` is kept; more would be a write for every request.
 _SEEN_INTERVAL = timedelta(seconds=10)
@@ -42,6 +43,8 @@ class DeviceRow:
     versions: dict[str, str]
     overdue_since: datetime | None = None
     groups: tuple[str, ...] = ()
+    epoch_began_at: datetime | None = None
+    epoch_reason: str | None = None
 
 
 def create_token(connection: Connection, uses: int, lifetime: timedelta) -> str:
@@ -109,21 +112,44 @@ def authenticate(connection: Connection, key: str) -> str | None:
     return device_id
 
 
-def begin_epoch(connection: Connection, device_id: str) -> int:
-    """The next epoch, for a device that lost its database.
+def begin_epoch(connection: Connection, device_id: str, asked: EpochRequest | None = None) -> int:
+    """The next epoch, for a device that lost its database, or whose cloud lost what came after a backup.
+
+    What the device knows to be acknowledged and this cloud does not have is put on record as lost.
 
     Raises:
         NotFoundError: No such device.
     """
+    asked = asked or EpochRequest()
     epoch: int | None = connection.execute(
         update(device)
         .where(device.c.device_id == device_id, device.c.key_sha256.is_not(None))
-        .values(epoch=device.c.epoch + 1)
+        .values(
+            epoch=func.greatest(device.c.epoch, asked.epoch) + 1, epoch_began_at=func.now(), epoch_reason=asked.reason
+        )
         .returning(device.c.epoch)
     ).scalar()
     if epoch is None:
         raise _no_device(device_id)
+    for stream, seq in sorted(asked.acknowledged.items()):
+        _note_lost(connection, device_id, asked.epoch, stream, seq)
     return epoch
+
+
+def _note_lost(connection: Connection, device_id: str, epoch: int, stream: str, acknowledged: int) -> None:
+    of_stream = (watermark.c.device_id == device_id, watermark.c.epoch == epoch, watermark.c.stream == stream)
+    known = connection.execute(select(watermark.c.seq).where(*of_stream)).scalar() or 0
+    if acknowledged <= known:
+        return
+    row = {"device_id": device_id, "epoch": epoch, "stream": stream}
+    connection.execute(
+        insert(lost).values(row | {"seq_from": known + 1, "seq_to": acknowledged, "reason": "cloud_restored"})
+    )
+    connection.execute(
+        insert(watermark)
+        .values(row | {"seq": acknowledged})
+        .on_conflict_do_update(index_elements=["device_id", "epoch", "stream"], set_={"seq": acknowledged})
+    )
 
 
 def list_devices(connection: Connection) -> list[DeviceRow]:
@@ -197,6 +223,7 @@ def _write_enrolment(
     fields = {
         "key_sha256": sha256_hex(key.encode()), "token_sha256": token_sha256, "epoch": epoch,
         "enrolled_at": func.now(), "last_seen_at": None, "overdue_since": None, "cursor": None, "cursor_at": None,
+        "epoch_began_at": func.now(), "epoch_reason": "enrolled",
         "capabilities": capabilities, "versions": versions,
     }  # fmt: skip
     if known is None:
@@ -215,7 +242,7 @@ def _device_row(row: Row[Any], of_groups: Sequence[str]) -> DeviceRow:
     is_back = row.overdue_since and row.last_seen_at and row.last_seen_at >= row.overdue_since
     return DeviceRow(
         row.device_id, row.epoch, row.enrolled_at, row.last_seen_at, row.capabilities, row.versions,
-        None if is_back else row.overdue_since, tuple(of_groups),
+        None if is_back else row.overdue_since, tuple(of_groups), row.epoch_began_at, row.epoch_reason,
     )  # fmt: skip
 
 

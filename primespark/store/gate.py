@@ -51,7 +51,7 @@ def apply_batch(
 
     Raises:
         AuthenticationError: The device was forgotten.
-        ConflictError: `replica_cloned`, `stale_epoch`, `batch_gap` or `seq_gap`.
+        ConflictError: `replica_cloned`, `stale_epoch`, `unknown_epoch`, `batch_gap` or `seq_gap`.
         InvalidInputError: `too_many_streams`.
     """
     epoch = _lock_device(connection, request.replica_id)
@@ -216,19 +216,21 @@ def _answer_given(connection: Connection, request: PushRequest, digest: str) -> 
     if row is None:
         return None
     if row.digest != digest:
-        raise ConflictError(
-            f"batch {request.batch_seq} of {request.replica_id} was another one the first time",
-            remedy="two machines use one identity: enrol the later one under an id of its own",
-            code="replica_cloned",
-        )
+        raise _cloned(request)
     return PushResponse.model_validate(row.response | {"status": "replayed"})
 
 
 def _check_position(connection: Connection, request: PushRequest, epoch: int) -> None:
-    if request.epoch != epoch:
+    if request.epoch > epoch:
+        raise ConflictError(
+            f"epoch {request.epoch} of {request.replica_id} is not known here, the newest is {epoch}",
+            remedy="this cloud was restored from a backup: ask for a new epoch with POST /sync/v1/epoch",
+            code="unknown_epoch",
+        )
+    if request.epoch < epoch:
         raise ConflictError(
             f"{request.replica_id} is in epoch {epoch}, the batch is of epoch {request.epoch}",
-            remedy="ask for a new epoch with POST /sync/v1/epoch",
+            remedy="an old copy of the device's card, or a second one: enrol it under an id of its own",
             code="stale_epoch",
         )
     last = connection.execute(
@@ -236,12 +238,23 @@ def _check_position(connection: Connection, request: PushRequest, epoch: int) ->
             batch.c.device_id == request.replica_id, batch.c.epoch == request.epoch
         )
     ).scalar_one()
+    if request.batch_seq <= last:
+        # Too old for its answer to be kept.
+        raise _cloned(request)
     if request.batch_seq != last + 1:
         raise ConflictError(
             f"batch {last + 1} is expected, {request.batch_seq} came",
-            remedy="send batches in order, each until it is acknowledged",
+            remedy="send batches in order; where one is missing here that was acknowledged, ask for a new epoch",
             code="batch_gap",
         )
+
+
+def _cloned(request: PushRequest) -> ConflictError:
+    return ConflictError(
+        f"batch {request.batch_seq} of {request.replica_id} was another one the first time",
+        remedy="two machines use one identity: enrol the later one under an id of its own",
+        code="replica_cloned",
+    )
 
 
 def _watermarks(connection: Connection, request: PushRequest) -> dict[str, int]:

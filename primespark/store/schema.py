@@ -44,6 +44,9 @@ device = Table(
     Column("cursor_at", _Moment),
     # Since when it is silent for longer than it may be; no longer true once it was seen after that.
     Column("overdue_since", _Moment),
+    Column("epoch_began_at", _Moment),
+    # `enrolled`, `database_lost` or `cloud_restored`; null: from before it was noted.
+    Column("epoch_reason", Text),
     Column("capabilities", JSONB, nullable=False),
     Column("versions", JSONB, nullable=False),
     schema="sync",
@@ -335,6 +338,8 @@ server = Table(
     # Counter of the cloud's own writes in version vectors.
     Column("document_counter", BigInteger, nullable=False),
     Column("last_hlc", Text, nullable=False),
+    Column("restored_at", _Moment),
+    Column("restored_why", Text),
     schema="control",
 )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, text, update
 
 from primespark.core.clock import HybridLogicalClock, Timestamp
 from primespark.store import sync_log
@@ -13,6 +14,9 @@ from primespark.store.schema import server
 REPLICA = "cloud"
 # Version vector counters of epoch n lie above n times this, so a restored database never writes in the past.
 EPOCH_SPAN = 2**32
+# The log of an epoch begins here times the epoch.
+LOG_ROWS_PER_EPOCH = 2**30
+_EPOCHS_SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,29 @@ def identity(connection: Connection) -> Server:
         select(server.c.server_epoch, server.c.document_counter, server.c.last_hlc)
     ).one()  # fmt: skip
     return Server(*row)
+
+
+def begin_epoch(connection: Connection, now: datetime, why: str) -> int:
+    """The cloud was restored from a backup: whatever it gives out from now on, it never gave out before; its epoch.
+
+    The backup cannot know of epochs that began after it, so the number is taken from the clock. The log goes on far
+    above anything it may have reached: streams drop what is not above the highest they have seen.
+    """
+    sync_log.lock(connection)
+    by_clock = int((now - _EPOCHS_SINCE).total_seconds() // 60)
+    epoch: int = connection.execute(
+        update(server)
+        .values(
+            server_epoch=func.greatest(server.c.server_epoch + 1, by_clock), document_counter=0, restored_at=now,
+            restored_why=why,
+        )
+        .returning(server.c.server_epoch)
+    ).scalar_one()  # fmt: skip
+    connection.execute(
+        text("SELECT setval(pg_get_serial_sequence('sync.log', 'log_seq'), :next)"),
+        {"next": max(sync_log.newest(connection), epoch * LOG_ROWS_PER_EPOCH)},
+    )
+    return epoch
 
 
 def peek(connection: Connection) -> str:

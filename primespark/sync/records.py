@@ -241,8 +241,22 @@ class TimeResponse(Message):
     server_time: _Time
 
 
+class EpochRequest(Message):
+    """Why a device asks for a new epoch, and what it knows of the one before; nothing of it where its database is gone.
+
+    Attributes:
+        reason: What happened, as far as the device can tell.
+        epoch: The one before; the new one is above it.
+        acknowledged: How far each of its streams was acknowledged: what this cloud has less of is on record as lost.
+    """
+
+    reason: Literal["database_lost", "cloud_restored"] = "database_lost"
+    epoch: Annotated[int, Field(ge=0, lt=2**30)] = 0
+    acknowledged: Annotated[dict[Name, Counter], Field(max_length=64)] = {}
+
+
 class EpochResponse(Message):
-    """A new epoch after the local database was lost."""
+    """A new epoch."""
 
     epoch: Counter
     server_epoch: Counter
@@ -257,6 +271,7 @@ __all__ = [
     "DocumentChange",
     "EnrolRequest",
     "EnrolResponse",
+    "EpochRequest",
     "EpochResponse",
     "Fact",
     "Limits",

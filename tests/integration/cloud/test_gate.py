@@ -121,7 +121,7 @@ async def test_concurrent_copies_of_one_batch_store_it_once(gate: Gate) -> None:
         (batch(1, [{"op": "steal"}]), {}, 422, "invalid_input"),
         (batch(1, [fact(2)]), {}, 409, "seq_gap"),
         (batch(3, [fact(1)]), {}, 409, "batch_gap"),
-        (batch(1, [fact(1)], epoch=9), {}, 409, "stale_epoch"),
+        (batch(1, [fact(1)], epoch=9), {}, 409, "unknown_epoch"),
         (b"x" * 1_100_000, {"Content-Encoding": "identity"}, 413, "too_large"),
     ],
 )  # fmt: skip

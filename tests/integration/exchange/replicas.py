@@ -21,8 +21,8 @@ from primespark.core.clock import utc_now, wall_clock_ms
 from primespark.core.encoding import decode_body
 from primespark.core.settings import OfflineSettings
 from primespark.core.web.bodies import parse_model
-from primespark.errors import GoneError, MalformedError
-from primespark.store import devices, documents, gate, tombstones
+from primespark.errors import ConflictError, GoneError, MalformedError
+from primespark.store import devices, documents, gate, server, tombstones
 from primespark.store.reconciliation import DocumentRules
 from primespark.sync.documents import Document, merge_patch
 from primespark.sync.records import DataClass, PullResponse, PushRequest, PushResponse
@@ -118,7 +118,7 @@ class Exchange:
         """Send the batch that is next; whether there was one."""
         batch = self.run(edge.outgoing.next_batch())
         if batch is None:
-            return False
+            return self._begin_epoch(edge)
         self._batches.append((edge, batch))
         if fault is Fault.REQUEST_LOST:
             return True
@@ -127,7 +127,13 @@ class Exchange:
             damaged = batch.body[:at] + bytes([batch.body[at] ^ 1]) + batch.body[at + 1 :]
             self._refuse(batch, damaged)
             return True
-        reply = self._receive(batch, is_rolled_back=fault is Fault.ROLLED_BACK)
+        try:
+            reply = self._receive(batch, is_rolled_back=fault is Fault.ROLLED_BACK)
+        except ConflictError as error:
+            if error.code not in ("batch_gap", "unknown_epoch"):
+                raise
+            self.run(edge.outgoing.begin_anew())
+            return True
         if fault is Fault.TWICE:
             reply = self._receive(batch)
         if reply is not None and fault is not Fault.REPLY_LOST:
@@ -184,7 +190,20 @@ class Exchange:
         self.run(edge.outgoing.acknowledge(batch.batch_seq, reply))
         self._note_read(edge)
 
+    def _begin_epoch(self, edge: Edge) -> bool:
+        """Ask for an epoch where the device has none; whether it had none."""
+        if self.run(edge.outgoing.epoch()) is not None:
+            return False
+        asked = self.run(edge.outgoing.epoch_request())
+        with self.engine.begin() as connection:
+            epoch = devices.begin_epoch(connection, edge.device_id, asked)
+            server_epoch = server.identity(connection).server_epoch
+        self.run(edge.outgoing.begin_epoch(epoch, server_epoch))
+        return True
+
     def _take_page(self, edge: Edge, page: PullResponse, asked_from: int) -> None:
+        if self.run(edge.outgoing.meet(page.server_epoch)):
+            return
         self.run(edge.documents.apply(page, asked_from))
         self._note_read(edge)
 

@@ -423,7 +423,7 @@ class _Blocking:
     def begin_epoch_now(self, epoch: int) -> None:
         from edge_agent.outgoing import _begin_epoch
 
-        self._database.submit(lambda c: _begin_epoch(c, "edge-1", epoch)).result()
+        self._database.submit(lambda c: _begin_epoch(c, "edge-1", epoch, 1)).result()
 
 
 def _read_lost(connection: Any) -> tuple[list[tuple[str, int, int, int]], set[int]]:
