@@ -17,7 +17,6 @@ from benchmarks.result import Result
 AREAS = (
     "cache",
     "conflicts",
-    "conflicts",
     "dagster",
     "device",
     "edge",
@@ -27,6 +26,7 @@ AREAS = (
     "preprocessing",
     "queue",
     "sync",
+    "wire",
 )
 _PAGE_HEAD = """\
 # Benchmarks

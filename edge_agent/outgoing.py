@@ -75,6 +75,7 @@ class Outgoing:
         self._batch_records = batch_records
         self._batch_bytes = batch_bytes
         self._backlog = Rate(backlog_records_per_s, max(batch_records, backlog_records_per_s // 4), monotonic)
+        self._with_dictionary = True
         self.waiting = 0
         self.is_urgent = False
         database.watch(self._count)
@@ -133,6 +134,12 @@ class Outgoing:
         """The cloud knows another batch of this number: if one was given up, it is sent again; whether one was."""
         return await self._database.run(lambda connection: _take_up_again(connection, batch_seq))
 
+    async def forgo_dictionary(self, batch_seq: int) -> None:
+        """The cloud does not know the dictionary: fix the batch anew without it, and each that follows."""
+        self._with_dictionary = False
+        forget = "DELETE FROM batch WHERE batch_seq = ?"
+        await self._database.run(lambda connection: connection.execute(forget, (batch_seq,)))
+
     def _next_batch(self, connection: sqlite3.Connection) -> Batch | None:
         row = connection.execute("SELECT epoch, batch_seq, records, headers, body FROM batch").fetchone()
         if row is not None:
@@ -176,7 +183,7 @@ class Outgoing:
             "hlc": replica.stamp(connection, self._device_id, self._now_ms),
         }  # fmt: skip
         payload = json.dumps(head).encode()[:-1] + b',"records":[' + b",".join(selection.records) + b"]}"
-        body, headers = encode_body(payload)
+        body, headers = encode_body(payload, with_dictionary=self._with_dictionary)
         headers["Idempotency-Key"] = f"{self._device_id}/{epoch}/{batch_seq}"
         connection.execute(
             "INSERT INTO batch (batch_seq, epoch, records, headers, body) VALUES (?, ?, ?, ?, ?)",

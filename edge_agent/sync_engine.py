@@ -238,13 +238,20 @@ class SyncEngine:
             log.warning("batch_divided", batch_seq=batch.batch_seq, records=batch.records, code=error.code)
             return
         except InvalidInputError as error:
-            if error.code in _DAMAGED_ON_THE_WAY:
-                raise UnavailableError(error.message, remedy="check what stands between", code=error.code) from None
-            log.warning("batch_refused", batch_seq=batch.batch_seq, records=batch.records, code=error.code)
-            if not await self._outgoing.reject(batch.batch_seq, error.code):
-                raise
+            await self._batch_refused(batch, error)
             return
         await self._take_answer(batch, response)
+
+    async def _batch_refused(self, batch: Batch, error: InvalidInputError) -> None:
+        """Send the batch otherwise, where that may help; else raise what refused it."""
+        if error.code in _DAMAGED_ON_THE_WAY:
+            raise UnavailableError(error.message, remedy="check what stands between", code=error.code) from None
+        if error.code == "unknown_dictionary":
+            await self._outgoing.forgo_dictionary(batch.batch_seq)
+            return
+        log.warning("batch_refused", batch_seq=batch.batch_seq, records=batch.records, code=error.code)
+        if not await self._outgoing.reject(batch.batch_seq, error.code):
+            raise error
 
     async def _until_due(self) -> None:
         """Wait until a batch is full, or its first record has waited long enough, or somebody asks."""

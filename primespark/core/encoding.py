@@ -1,10 +1,16 @@
-"""Bodies on the wire: zstd, `Content-Digest` (RFC 9530) over the bytes sent, and a cap on what unpacks."""
+"""Bodies on the wire: zstd, `Content-Digest` (RFC 9530) over the bytes sent, and a cap on what unpacks.
+
+A short batch is packed with a dictionary of what batches look like, which ships with the package
+(`tools/train_dictionary.py`); the frame tells its number.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import sys
+from functools import cache
+from importlib.resources import files
 
 from primespark.errors import MalformedError, TooLargeError, UnsupportedMediaError
 
@@ -20,6 +26,14 @@ JSON_LINES_ZSTD = "application/x-ndjson+zstd"
 # Below this a frame header costs more than compression saves.
 _MINIMUM_COMPRESSED_BYTES = 256
 _LEVEL = 1
+# Of dictionaries that devices in the field may use.
+_DICTIONARIES = frozenset({1})
+_NEWEST_DICTIONARY = 1
+# What is longer holds enough to learn from itself.
+_LONGEST_FOR_DICTIONARY_BYTES = 32 * 1024
+# Ten records take 1 ms on the machine of the benchmarks, and a tenth less of the wire; a hundred would take 11 ms.
+_LONGEST_FOR_BEST_BYTES = 8 * 1024
+_BEST_LEVEL, _DICTIONARY_LEVEL, _BATCH_LEVEL = 19, 9, 6
 
 
 def content_digest(body: bytes) -> str:
@@ -27,11 +41,15 @@ def content_digest(body: bytes) -> str:
     return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
 
 
-def encode_body(payload: bytes) -> tuple[bytes, dict[str, str]]:
-    """`payload` as sent, with the headers that describe it."""
+def encode_body(payload: bytes, *, with_dictionary: bool = False) -> tuple[bytes, dict[str, str]]:
+    """`payload` as sent, with the headers that describe it; a short one with the dictionary, if the receiver has it."""
     if len(payload) < _MINIMUM_COMPRESSED_BYTES:
         return payload, {"Content-Digest": content_digest(payload)}
-    body = zstd.compress(payload, _LEVEL)
+    if with_dictionary and len(payload) <= _LONGEST_FOR_DICTIONARY_BYTES:
+        level = _BEST_LEVEL if len(payload) <= _LONGEST_FOR_BEST_BYTES else _DICTIONARY_LEVEL
+        body = zstd.compress(payload, level, zstd_dict=_dictionary(_NEWEST_DICTIONARY))
+    else:
+        body = zstd.compress(payload, _BATCH_LEVEL)
     return body, {"Content-Encoding": ZSTD, "Content-Digest": content_digest(body)}
 
 
@@ -47,7 +65,7 @@ def decode_body(body: bytes, *, encoding: str | None, digest: str | None, max_by
     Raises:
         MalformedError: The digest does not match, or the frame is damaged.
         TooLargeError: More than `max_bytes`.
-        UnsupportedMediaError: An encoding other than identity and zstd.
+        UnsupportedMediaError: An encoding other than identity and zstd; code `unknown_dictionary`.
     """
     if digest is not None and digest.strip() != content_digest(body):
         raise MalformedError("Content-Digest does not match the body", remedy="send the batch again", code="bad_digest")
@@ -73,9 +91,15 @@ def decompress(body: bytes, max_bytes: int) -> bytes:
     Raises:
         MalformedError: Damaged, cut off, or followed by other bytes.
         TooLargeError: It unpacks to more than `max_bytes`.
+        UnsupportedMediaError: Code `unknown_dictionary`.
     """
-    decompressor = zstd.ZstdDecompressor()
     try:
+        number = zstd.get_frame_info(body).dictionary_id
+        if number and number not in _DICTIONARIES:
+            raise UnsupportedMediaError(
+                f"packed with dictionary {number}", remedy="send it without", code="unknown_dictionary"
+            )
+        decompressor = zstd.ZstdDecompressor(_dictionary(number) if number else None)
         payload = decompressor.decompress(body, max_length=max_bytes + 1)
     except zstd.ZstdError:
         raise MalformedError("not a zstd frame", code="bad_encoding") from None
@@ -84,3 +108,8 @@ def decompress(body: bytes, max_bytes: int) -> bytes:
     if not decompressor.eof or decompressor.unused_data:
         raise MalformedError("zstd frame is cut off or followed by other bytes", code="bad_encoding")
     return payload
+
+
+@cache
+def _dictionary(number: int) -> zstd.ZstdDict:
+    return zstd.ZstdDict(files("primespark").joinpath("_data", "wire", f"batch-{number}.zdict").read_bytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +25,11 @@ from primespark.core.manifests import SigningKey
 from primespark.core.web.server import bind
 from primespark.sync.documents import Document, merge
 from primespark.sync.records import PushRequest
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 TOKEN = "token-of-sixteen-characters"
 HLC = "1790000000000-0000-cloud"
@@ -45,6 +51,8 @@ class GateOracle:
         self.answers: dict[tuple[str, int, int], tuple[str, dict[str, Any]]] = {}
         self.watermarks: dict[tuple[str, int, str], int] = {}
         self.faults: deque[tuple[int, str]] = deque()
+        # Of each push, the number of the dictionary it is packed with; 0 without.
+        self.dictionaries: list[int] = []
         self.pull_faults: deque[tuple[int, str]] = deque()
         self.blob_faults: deque[tuple[int, str]] = deque()
         # After how many bytes a blob's next answers break off, or all stand still; and what was asked for.
@@ -91,6 +99,7 @@ class GateOracle:
 
     def push(self, device: str, raw: bytes, headers: Any) -> Response:
         self.requests += 1
+        self.dictionaries.append(zstd.get_frame_info(raw).dictionary_id if "content-encoding" in headers else 0)
         if self.faults:
             return problem(*self.faults.popleft())
         assert headers["content-digest"] == content_digest(raw)

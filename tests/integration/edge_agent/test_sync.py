@@ -129,6 +129,17 @@ async def test_a_batch_is_sent_again_with_the_same_bytes_after_a_restart(gate: R
     assert [seq for _, _, seq in gate.oracle.answers] == [1, 2]
 
 
+async def test_a_cloud_without_the_dictionary_gets_batches_without_it(gate: RunningGate, tmp_path: Path) -> None:
+    async with running_device(tmp_path, gate.url) as device:
+        await device.drained()
+        gate.oracle.faults.append((415, "unknown_dictionary"))
+        await device.enqueue(*range(20))
+        await device.drained()
+        assert (await device.queue.status()).dead_letters == 0
+    assert gate.oracle.values("telemetry") == list(range(20))
+    assert gate.oracle.dictionaries[-2:] == [1, 0]
+
+
 async def test_a_record_that_spoils_its_batch_goes_alone_to_the_dead_letters(gate: RunningGate, tmp_path: Path) -> None:
     gate.oracle.refuses_batch = lambda record: record["op"] == "append" and record["value"]["n"] == 7
     async with running_device(tmp_path, gate.url) as device:
