@@ -22,7 +22,14 @@ from sqlalchemy.dialects.postgresql import insert
 
 from primespark.core.identifiers import sha256_hex
 from primespark.core.paths import private_directory
-from primespark.errors import ConflictError, NotFoundError, OverloadedError, TooLargeError, UnavailableError
+from primespark.errors import (
+    ConflictError,
+    IntegrityError,
+    NotFoundError,
+    OverloadedError,
+    TooLargeError,
+    UnavailableError,
+)
 from primespark.store.blobs import BlobStore
 from primespark.store.schema import device, device_blob, upload, upload_chunk
 from primespark.sync.chunks import ChunkList
@@ -212,8 +219,8 @@ class Chunks:
         for sha256 in versions:
             try:
                 known = self._blobs.chunks(sha256)
-            except NotFoundError:
-                continue
+            except (NotFoundError, IntegrityError, ValueError):
+                continue  # gone, damaged, or of too many chunks: no reason against a new one
             for chunk, start in known.places():
                 places.setdefault(chunk.sha256, (self._blobs.path(sha256), start))
         return places

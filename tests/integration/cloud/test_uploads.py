@@ -287,3 +287,12 @@ async def test_chunks_are_found_in_a_version_whose_list_was_damaged(gate: Gate, 
     os.utime(gate.cloud.blobs.path(cut.sha256), (1000, 1000))
     assert gate.cloud.blobs.remove_older(cut.sha256, time.time())
     assert not kept.exists()
+
+
+async def test_a_damaged_version_is_no_reason_against_a_new_one(gate: Gate, uploader: Make) -> None:
+    writer = await uploader("edge-1")
+    data = data_of(17)
+    path = gate.cloud.blobs.path((await writer.upload(data)).sha256)
+    path.write_bytes(b"x" + data[1:])
+    cut = await writer.upload(data + b"more")
+    assert (await writer.read(cut.sha256)).content == data + b"more"
