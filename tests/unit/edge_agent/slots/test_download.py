@@ -303,3 +303,24 @@ async def test_a_file_that_changed_since_it_was_compared_gives_nothing(tmp_path:
     link.told = cut_bytes(new)
     await folder.fetch(sha256_hex(new), link, len(new), len(new))
     assert link.sent == len(new)
+
+
+async def test_a_part_that_came_short_is_gone_on_with(tmp_path: Path) -> None:
+    old = random.Random(4).randbytes(SIZE)
+    new = edited(old, [(500_000, 20_000), (1_500_000, 20_000)])
+
+    class Short(Link):
+        """Ends its first answer too early, as if that had been all."""
+
+        async def _chunks(self, start: int, cut: int | None) -> AsyncIterator[bytes]:
+            if self.answers == 1:
+                self._end -= 1000
+            async for chunk in super()._chunks(start, cut):
+                yield chunk
+
+    folder, link = BlobFolder(tmp_path, 0), Short(new, [], piece=1000)
+    folder.path(sha256_hex(old)).write_bytes(old)
+    link.told = cut_bytes(new)
+    known = {chunk.sha256 for chunk in cut_bytes(old).chunks}
+    assert await fetch(folder, sha256_hex(new), link, SIZE, SIZE) == 2
+    assert link.sent == sum(chunk.size for chunk in link.told.chunks if chunk.sha256 not in known)
