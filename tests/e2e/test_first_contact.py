@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def store(cloud: Stack) -> Iterator[Engine]:
 async def test_what_was_kept_with_a_wrong_clock_reaches_the_store_once(
     cloud: Stack, store: Engine, tmp_path: Path, clock: str
 ) -> None:
-    home = tmp_path / "device"
+    home, began = tmp_path / "device", datetime.now(UTC)
     home.mkdir()
     kept = {_identity(item): datetime.fromisoformat(item["time"]) for item in alone(home, clock)["waiting"]}
     streams = {stream for stream, _ in kept}
@@ -56,14 +56,17 @@ async def test_what_was_kept_with_a_wrong_clock_reaches_the_store_once(
 
     async def all_and_newer_ones_came() -> bool:
         came = _facts(store)
-        newer = {stream for (stream, _), (_, time) in came.items() if time.year != int(clock[1:5])}
-        return kept.keys() <= came.keys() and streams <= newer
+        return kept.keys() <= came.keys() and streams <= {stream for stream, _ in came.keys() - kept.keys()}
 
     with running(home, PRIMESPARK_NETWORK__CLOUD_URL=cloud.endpoints["cloud"]):
         await until("what was kept to arrive", all_and_newer_ones_came, 60)
     came = _facts(store)
     assert {epoch for epoch, _ in came.values()} == {1}
-    assert {identity: came[identity][1] for identity in kept} == kept
+    # Each has its true time: moved by what the clock was wrong, which is the same for all of them.
+    moved = [came[identity][1] - time for identity, time in kept.items()]
+    assert max(moved) - min(moved) < timedelta(seconds=1)
+    assert all(began <= came[identity][1] <= datetime.now(UTC) for identity in kept)
+    assert _qualities(store, kept) == {"clock_repaired"}
     for stream in streams:
         numbers = sorted(seq for name, seq in came if name == stream)
         assert numbers == list(range(1, len(numbers) + 1))
@@ -76,6 +79,13 @@ async def test_what_was_kept_with_a_wrong_clock_reaches_the_store_once(
 
 def _identity(item: dict[str, Any]) -> tuple[str, int]:
     return item["stream"], item["seq"]
+
+
+def _qualities(store: Engine, kept: Iterable[tuple[str, int]]) -> set[str | None]:
+    with store.connect() as connection:
+        query = text("SELECT stream, seq, quality FROM sync.fact WHERE device_id = :device")
+        found = {(row.stream, row.seq): row.quality for row in connection.execute(query, {"device": DEVICE})}
+    return {found[identity] for identity in kept}
 
 
 def _facts(store: Engine) -> dict[tuple[str, int], tuple[int, datetime]]:
