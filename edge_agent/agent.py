@@ -16,6 +16,7 @@ from edge_agent import service_manager
 from edge_agent.accelerator import Accelerator
 from edge_agent.api import Device
 from edge_agent.application import build_app
+from edge_agent.bandwidth import Bandwidth
 from edge_agent.capture import Capture, Witness
 from edge_agent.capture.broadcast import Broadcast
 from edge_agent.capture.earwitness import Earwitness
@@ -166,14 +167,15 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     telemetry = Telemetry(edge.telemetry, queue, hardware.telemetry) if settings.features.telemetry else None
     if telemetry is not None and edge.telemetry.replay_recording and files.current is None:
         await telemetry.replay()
-    gate = _gate(settings, clock)
+    bandwidth = Bandwidth(settings.sync.bandwidth)
+    gate = _gate(settings, clock, bandwidth)
     serve_variants = serving(accelerator, edge.inference.max_image_pixels, lambda: service.depth, service.workers)
     deployer = ModelDeployer(
         folder / "models", service.slots, documents, files, gate, edge, service.is_idle,
         accelerator.runtime, serve_variants,
     )  # fmt: skip
     outgoing = Outgoing(
-        database, edge.device_id, settings.sync.batch_records, _batch_bytes(files),
+        database, edge.device_id, settings.sync.batch_records, bandwidth.batch_bytes(_batch_bytes(files)),
         settings.sync.backlog_records_per_s, clock=clock,
     )  # fmt: skip
     engine = monitor = None
@@ -211,7 +213,7 @@ def _capture_parts(settings: Settings, folder: Path, service: InferenceService, 
     return CaptureParts(capture, witness, pictures, broadcast)
 
 
-def _gate(settings: Settings, clock: DeviceClock) -> Any:
+def _gate(settings: Settings, clock: DeviceClock, bandwidth: Bandwidth) -> Any:
     if settings.network.cloud_url is None:
         log.info("alone", why="network.cloud_url is not set")
         return None
@@ -219,7 +221,7 @@ def _gate(settings: Settings, clock: DeviceClock) -> Any:
 
     probe = settings.network.probe
     link = LinkHealth(probe.failures, probe.successes)
-    return GateClient(settings.network.cloud_url, settings.network, clock, link)
+    return GateClient(settings.network.cloud_url, settings.network, clock, link, bandwidth)
 
 
 def _batch_bytes(files: CredentialFiles) -> int:

@@ -14,8 +14,8 @@ import httpx2
 from prometheus_client import Counter, Gauge
 
 from primespark.core.clock import to_rfc3339, utc_now
+from primespark.core.link_settings import ProbeSettings
 from primespark.core.logging import get_logger
-from primespark.core.settings import ProbeSettings
 
 _MAX_PROBE_ANSWER_BYTES = 4096
 _ALIVE = b'{"status":"alive"}'

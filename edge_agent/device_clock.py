@@ -10,6 +10,7 @@ import json
 import re
 import sqlite3
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -27,6 +28,7 @@ _STEP_NS = 200_000_000
 # How far two free clocks part; an old reading is worth less by so much (RFC 5905 takes 15e-6 for disciplined ones).
 _DRIFT = 100e-6
 _KEPT_AGAIN_NS = 100_000_000
+_HELD = re.compile(r"total;dur=(\d{1,9}\.\d{1,6})")
 _STAMPS = re.compile(rb'("data_class":"[a-z_]+",)"time":"([^"]+)","boot_id":("(?:[^"\\]|\\.)*"),"monotonic_ns":(\d+),')
 
 OFFSET = Gauge("primespark_clock_offset_seconds", "The device's clock less the cloud's, at the last contact.")
@@ -80,6 +82,17 @@ class DeviceClock:
     def monotonic_ns(self) -> int:
         """The present by the clock that readings are of."""
         return self._clock.monotonic_ns()
+
+    def learn_from(self, headers: Mapping[str, str], sent_ns: int) -> None:
+        """Take the time from an answer that just came; one without `Server-Time` and `Server-Timing` tells nothing."""
+        received_ns = self.monotonic_ns()
+        held = _HELD.fullmatch(headers.get("server-timing", ""))
+        try:
+            told = datetime.fromisoformat(headers.get("server-time", ""))
+        except ValueError:
+            return
+        if held is not None and told.tzinfo is not None and EARLIEST <= told < LATEST:
+            self.learn(told, float(held[1]) / 1000, sent_ns, received_ns)
 
     def learn(self, told: datetime, held_s: float, sent_ns: int, received_ns: int) -> None:
         """Take the time from an answer of the cloud, if that is more exact than what is known.

@@ -8,7 +8,6 @@ import platform
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import datetime
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -16,13 +15,14 @@ import httpx2
 from prometheus_client import Counter
 from pydantic import BaseModel, ValidationError
 
+from edge_agent.bandwidth import Bandwidth, limited_transport
 from edge_agent.connectivity import LinkHealth, LinkState, fault_of
 from edge_agent.device_clock import DeviceClock
 from edge_agent.outgoing import Batch
 from edge_agent.reading import Position
 from edge_agent.slots.download import BlobPart
+from primespark.core.link_settings import BandwidthSettings
 from primespark.core.settings import NetworkSettings
-from primespark.core.values import EARLIEST, LATEST
 from primespark.errors import (
     AuthenticationError,
     AuthorizationError,
@@ -51,7 +51,6 @@ from primespark.sync.records import (
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 206, 416
-_HELD = re.compile(r"total;dur=(\d{1,9}\.\d{1,6})")
 _JSON = {"Content-Type": "application/json"}
 _ERRORS: dict[int, type[PrimeSparkError]] = {
     400: InvalidInputError,
@@ -83,18 +82,30 @@ class GateClient:
         network: Timeouts.
         clock: Learns the time from answers.
         link: Is told whether there are any.
+        bandwidth: How fast bodies may travel.
     """
 
     def __init__(
-        self, url: str, network: NetworkSettings, clock: DeviceClock | None = None, link: LinkHealth | None = None
+        self,
+        url: str,
+        network: NetworkSettings,
+        clock: DeviceClock | None = None,
+        link: LinkHealth | None = None,
+        bandwidth: Bandwidth | None = None,
     ) -> None:
+        self._bandwidth = bandwidth or Bandwidth(BandwidthSettings())
         self.url = url
         self.link = link or LinkHealth()
         self._clock = clock
         self._timeout_s = network.request_timeout_s
         self._connect_timeout_s = network.connect_timeout_s
         try:
-            self._client = httpx2.AsyncClient(base_url=url, timeout=self._timeout(0), follow_redirects=False)
+            self._client = httpx2.AsyncClient(
+                base_url=url,
+                timeout=self._timeout(0),
+                follow_redirects=False,
+                transport=limited_transport(self._bandwidth),
+            )
         except httpx2.InvalidURL as error:
             raise ConfigurationError(f"network.cloud_url: {error}", remedy="give an http or https URL") from None
 
@@ -142,8 +153,10 @@ class GateClient:
     async def push(self, batch: Batch) -> PushResponse:
         """Send a batch."""
         SENT.labels("push").inc(len(batch.body))
-        headers = {**_JSON, **batch.headers}
-        return _parse(await self._send("POST", "/sync/v1/push", content=batch.body, headers=headers), PushResponse)
+        # The length, else the body would go in pieces with their own framing.
+        headers = {**_JSON, **batch.headers, "Content-Length": str(len(batch.body))}
+        body = self._bandwidth.paced(batch.body)
+        return _parse(await self._send("POST", "/sync/v1/push", content=body, headers=headers), PushResponse)
 
     async def pull(self, position: Position, limit: int, wait_s: float) -> PullResponse:
         """Changes after a position; waits up to `wait_s` for some."""
@@ -176,8 +189,8 @@ class GateClient:
                     yield BlobPart(0, _nothing())
                     return
                 if not reply.is_success:
-                    raise _explain(_Answer(reply.status_code, reply.headers, await _read_bounded(reply)))
-                yield BlobPart(_offset_of(reply), _counted(reply), reply.status_code == _PARTIAL_CONTENT)
+                    raise _explain(_Answer(reply.status_code, reply.headers, await self._read_bounded(reply)))
+                yield BlobPart(_offset_of(reply), self._counted(reply), reply.status_code == _PARTIAL_CONTENT)
             finally:
                 await reply.aclose()
         except (httpx2.HTTPError, httpx2.StreamError) as error:
@@ -195,9 +208,9 @@ class GateClient:
         try:
             reply = await self._client.send(request, stream=True)
             if self._clock is not None and reply.is_success:
-                _learn(self._clock, reply.headers, sent_ns)
+                self._clock.learn_from(reply.headers, sent_ns)
             try:
-                answer = _Answer(reply.status_code, reply.headers, await _read_bounded(reply))
+                answer = _Answer(reply.status_code, reply.headers, await self._read_bounded(reply))
             finally:
                 await reply.aclose()
         except (httpx2.HTTPError, httpx2.StreamError) as error:
@@ -219,6 +232,26 @@ class GateClient:
             return UnavailableError(cause, remedy="check the link", code="not_connected")
         return UnavailableError(cause, remedy="check the way back, and the cloud", code="no_answer")
 
+    async def _read_bounded(self, reply: httpx2.Response) -> bytes:
+        chunks, size, arrived = [], 0, 0
+        async for chunk in reply.aiter_bytes():
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES:
+                raise UnavailableError(
+                    f"an answer of more than {MAX_ANSWER_BYTES} bytes", remedy="check what answers there"
+                )
+            chunks.append(chunk)
+            # As they came, packed.
+            await self._bandwidth.received(reply.num_bytes_downloaded - arrived)
+            arrived = reply.num_bytes_downloaded
+        return b"".join(chunks)
+
+    async def _counted(self, reply: httpx2.Response) -> AsyncIterator[bytes]:
+        async for chunk in reply.aiter_raw():
+            SENT.labels("blob").inc(len(chunk))
+            yield chunk
+            await self._bandwidth.received(len(chunk))
+
     def _timeout(self, wait_s: float) -> httpx2.Timeout:
         return httpx2.Timeout(self._timeout_s + wait_s, connect=self._connect_timeout_s)
 
@@ -228,36 +261,6 @@ class _Answer:
     status: int
     headers: httpx2.Headers
     content: bytes
-
-
-def _learn(clock: DeviceClock, headers: httpx2.Headers, sent_ns: int) -> None:
-    """The time from an answer's `Server-Time` and `Server-Timing`; what has none, or another form, tells nothing."""
-    received_ns = clock.monotonic_ns()
-    held = _HELD.fullmatch(headers.get("server-timing", ""))
-    try:
-        told = datetime.fromisoformat(headers.get("server-time", ""))
-    except ValueError:
-        return
-    if held is not None and told.tzinfo is not None and EARLIEST <= told < LATEST:
-        clock.learn(told, float(held[1]) / 1000, sent_ns, received_ns)
-
-
-async def _read_bounded(reply: httpx2.Response) -> bytes:
-    chunks, size = [], 0
-    async for chunk in reply.aiter_bytes():
-        size += len(chunk)
-        if size > MAX_ANSWER_BYTES:
-            raise UnavailableError(
-                f"an answer of more than {MAX_ANSWER_BYTES} bytes", remedy="check what answers there"
-            )
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-async def _counted(reply: httpx2.Response) -> AsyncIterator[bytes]:
-    async for chunk in reply.aiter_raw():
-        SENT.labels("blob").inc(len(chunk))
-        yield chunk
 
 
 async def _nothing() -> AsyncIterator[bytes]:

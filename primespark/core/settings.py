@@ -12,15 +12,15 @@ import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from primespark.core.cache_settings import EdgeCacheSettings
 from primespark.core.capture_settings import CaptureSettings
 from primespark.core.identifiers import DeviceId
+from primespark.core.link_settings import BandwidthSettings, HttpUrl, ProbeSettings
 from primespark.core.sections import Days, Host, Port, PositiveInt, Seconds, Section
 from primespark.core.slot_settings import SlotSettings
 from primespark.errors import ConfigurationError
@@ -202,6 +202,7 @@ class SyncSettings(Section):
     retry_base_s: Seconds = 1.0
     retry_max_s: Seconds = 300.0
     clock_tolerance_s: Annotated[float, Field(ge=0.1, le=3600)] = 5.0
+    bandwidth: BandwidthSettings = BandwidthSettings()
     # What the rounds of the cloud's side go by.
     overdue_after_s: Seconds = 900.0
     backlog_warning_s: Seconds = 3600.0
@@ -221,30 +222,10 @@ class OrchestrationSettings(Section):
     port: Port = 3000
 
 
-def _http_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-        raise ValueError("write http://HOST:PORT or https://HOST")
-    return text
-
-
-_HttpUrl = Annotated[str, AfterValidator(_http_url)]
-
-
-class ProbeSettings(Section):
-    """How a device asks whether its cloud is there, while no exchange tells."""
-
-    interval_s: Seconds = 30.0
-    timeout_s: Seconds = 5.0
-    failures: Annotated[int, Field(ge=1, le=100)] = 2
-    successes: Annotated[int, Field(ge=1, le=100)] = 1
-    endpoints: Annotated[tuple[_HttpUrl, ...], Field(max_length=8)] = ()
-
-
 class NetworkSettings(Section):
     """How a device reaches its cloud."""
 
-    cloud_url: _HttpUrl | None = None
+    cloud_url: HttpUrl | None = None
     connect_timeout_s: Seconds = 5.0
     request_timeout_s: Seconds = 30.0
     probe: ProbeSettings = ProbeSettings()

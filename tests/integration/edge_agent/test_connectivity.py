@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from edge_agent.connectivity import ConnectivityMonitor, LinkHealth, LinkState, fault_of
-from primespark.core.settings import ProbeSettings
+from primespark.core.link_settings import ProbeSettings
 from primespark.core.web.server import bind
 from primespark.embedded.link import Link
 from tests.integration.edge_agent.device import FAST, running_device, until

@@ -1,0 +1,117 @@
+"""The limit, in virtual time: never exceeded, used up, and another at other times of day."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from edge_agent.bandwidth import Bandwidth
+from primespark.core.link_settings import BandwidthSettings
+
+
+class Time:
+    """Seconds that pass when somebody sleeps, a little longer than asked."""
+
+    def __init__(self, late_s: list[float]) -> None:
+        self.now_s, self.late_s = 1000.0, late_s or [0.0]
+        self.count = 0
+
+    async def sleep(self, seconds: float) -> None:
+        self.count += 1
+        self.now_s += seconds + self.late_s[self.count % len(self.late_s)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rate=st.integers(8192, 10_000_000),
+    late_s=st.lists(st.floats(0, 0.02), max_size=5),
+    pauses=st.lists(st.floats(0, 3), max_size=3),
+)
+async def test_in_any_second_at_most_a_third_more_and_in_all_what_is_allowed(
+    rate: int, late_s: list[float], pauses: list[float]
+) -> None:
+    time = Time(late_s)
+    bandwidth = Bandwidth(BandwidthSettings(bytes_per_s=rate), monotonic_s=lambda: time.now_s, sleep=time.sleep)
+    sent: list[tuple[float, int]] = []
+    for pause in [*pauses, 0.0]:
+        time.now_s += pause
+        began, body = time.now_s, bytes(int(rate * 2.5))
+        got = b""
+        async for piece in bandwidth.paced(body):
+            sent.append((time.now_s, len(piece)))
+            got += piece
+        assert got == body
+        assert len(body) / (time.now_s - began) >= 0.95 * rate
+    for at, _ in sent:
+        assert sum(size for when, size in sent if at <= when < at + 1) <= 1.3 * rate
+    assert sum(size for _, size in sent) <= rate * (time.now_s - 1000.0 + 0.2)
+
+
+async def test_what_is_received_waits_for_its_own_limit() -> None:
+    time = Time([])
+    bandwidth = Bandwidth(BandwidthSettings(bytes_per_s=10_000), monotonic_s=lambda: time.now_s, sleep=time.sleep)
+    async for _ in bandwidth.paced(bytes(100_000)):
+        pass
+    sent_at = time.now_s
+    for _ in range(10):
+        await bandwidth.received(10_000)
+    assert sent_at - 1000 == pytest.approx(10, rel=0.05)
+    assert time.now_s - sent_at == pytest.approx(10, rel=0.05)
+
+
+async def test_without_a_limit_nothing_waits() -> None:
+    time = Time([])
+    bandwidth = Bandwidth(BandwidthSettings(), monotonic_s=lambda: time.now_s, sleep=time.sleep)
+    assert [len(piece) async for piece in bandwidth.paced(bytes(100_000))] == [65536, 34464]
+    await bandwidth.received(10**9)
+    assert (time.count, bandwidth.slowest, bandwidth.batch_bytes(77)) == (0, None, 77)
+
+
+NIGHT = {"begin": "22:00", "end": "06:00"}
+NOON = {"begin": "12:00", "end": "13:00", "bytes_per_s": 16_000}
+
+
+@pytest.mark.parametrize(
+    ("moment", "limit"),
+    [
+        ("2026-07-01T19:59:59Z", 64_000),
+        ("2026-07-01T20:00:00Z", None),  # 22:00 in Berlin in summer
+        ("2026-07-02T03:59:59Z", None),
+        ("2026-07-02T04:00:00Z", 64_000),
+        ("2026-07-01T10:30:00Z", 16_000),
+        ("2026-12-01T20:30:00Z", 64_000),  # 21:30 in winter
+        ("2026-12-01T21:00:00Z", None),
+        ("2026-03-29T00:59:59Z", None),  # 01:59:59, the last second before 03:00
+        ("2026-03-29T03:59:59Z", None),
+        ("2026-03-29T04:00:00Z", 64_000),
+        ("2026-10-25T04:59:59Z", None),  # 05:59:59, the second of the hour that came twice being over
+        ("2026-10-25T05:00:00Z", 64_000),
+    ],
+)
+def test_windows_go_by_the_clock_on_the_wall(moment: str, limit: int | None) -> None:
+    given_settings = {"bytes_per_s": 64_000, "windows": [NIGHT, NOON], "timezone": "Europe/Berlin"}
+    limited = BandwidthSettings.model_validate(given_settings)
+    assert Bandwidth(limited, lambda: datetime.fromisoformat(moment)).limit() == limit
+    assert Bandwidth(limited).batch_bytes(4 * 1024 * 1024) == 16_000 * 20
+
+
+@given(minute=st.integers(0, 1439), begin=st.integers(0, 1439), length=st.integers(1, 1440))
+def test_a_window_is_as_long_as_it_says(minute: int, begin: int, length: int) -> None:
+    midnight = datetime(2026, 6, 1, tzinfo=UTC)
+    begins, ends = ((midnight + timedelta(minutes=at)).strftime("%H:%M") for at in (begin, begin + length))
+    window = {"begin": begins, "end": ends, "bytes_per_s": 9000}
+    limited = BandwidthSettings.model_validate({"windows": [window], "timezone": "UTC"})
+    limit = Bandwidth(limited, lambda: midnight + timedelta(minutes=minute)).limit()
+    assert (limit == 9000) == ((minute - begin) % 1440 < length)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"bytes_per_s": 100}, {"windows": [{"begin": "24:00", "end": "01:00"}]}, {"timezone": "Mars/Olympus"}]
+)
+def test_what_is_no_limit_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        BandwidthSettings.model_validate(wrong)
