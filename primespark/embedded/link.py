@@ -1,6 +1,7 @@
 """A link that can be cut: a TCP relay between devices and their cloud, for demonstrations and tests of outages.
 
-Real bytes over real sockets; what it can do to them is what a network can do: refuse, break off, and lose a reply.
+Real bytes over real sockets; what it can do to them is what a network can do: refuse, break off, lose a reply, and
+let nothing back.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Link:
         self._target_port = target_port
         self._is_cut = False
         self._lose_reply_to: bytes | None = None
+        self._is_way_back_open = asyncio.Event()
+        self._is_way_back_open.set()
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
 
@@ -62,6 +65,7 @@ class Link:
         if self._server is not None:
             self._server.close()
         self.cut()
+        self._is_way_back_open.set()
 
     def cut(self) -> None:
         """Break off every connection and refuse new ones."""
@@ -69,9 +73,14 @@ class Link:
         for writer in list(self._open):
             writer.transport.abort()
 
+    def hold_replies(self) -> None:
+        """Deliver requests and, until `heal`, none of their replies, as a network that is broken one way."""
+        self._is_way_back_open.clear()
+
     def heal(self) -> None:
-        """Let connections through again."""
+        """Let connections through again, and what was held back."""
         self._is_cut = False
+        self._is_way_back_open.set()
 
     def lose_next_reply(self, request_prefix: bytes) -> None:
         """Deliver the next request that starts with `request_prefix`, then break off before its reply arrives."""
@@ -129,6 +138,7 @@ class Link:
             if losing.is_set():
                 self.counts.replies_lost += 1
                 raise ConnectionAbortedError("the reply is lost")
+            await self._is_way_back_open.wait()
             self.counts.bytes_down += len(chunk)
             writer.write(chunk)
             await writer.drain()
