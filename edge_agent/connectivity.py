@@ -130,12 +130,21 @@ class ConnectivityMonitor:
 
     async def run(self) -> NoReturn:
         """Watch until cancelled."""
-        async with httpx2.AsyncClient(timeout=self._settings.timeout_s, follow_redirects=False) as client:
-            while True:
-                before = self.link.last_answer_at
-                await asyncio.sleep(self._settings.interval_s * random.uniform(0.9, 1.0))  # noqa: S311 (no secret)
-                if self.link.last_answer_at == before:
-                    await self._probe(client)
+        while True:
+            before = self.link.last_answer_at
+            await asyncio.sleep(self._settings.interval_s * random.uniform(0.9, 1.0))  # noqa: S311 (no secret)
+            if self.link.last_answer_at == before:
+                await self.probe()
+
+    async def probe(self) -> None:
+        """Ask all endpoints once."""
+        # New connections: one that is kept may be of a link that is gone.
+        async with (
+            httpx2.AsyncClient(timeout=self._settings.timeout_s, follow_redirects=False) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            for endpoint in self.endpoints:
+                group.create_task(self._ask(client, endpoint), name=f"probe {endpoint.url}")
 
     def to_json(self) -> dict[str, Any]:
         """As `/api/v1/sync/status` has it."""
@@ -144,11 +153,6 @@ class ConnectivityMonitor:
             "state": link.state, "since": to_rfc3339(link.since), "last_answer_at": to_rfc3339(last) if last else None,
             "endpoints": [endpoint.to_json() for endpoint in self.endpoints],
         }  # fmt: skip
-
-    async def _probe(self, client: httpx2.AsyncClient) -> None:
-        async with asyncio.TaskGroup() as group:
-            for endpoint in self.endpoints:
-                group.create_task(self._ask(client, endpoint), name=f"probe {endpoint.url}")
 
     async def _ask(self, client: httpx2.AsyncClient, endpoint: Endpoint) -> None:
         try:
