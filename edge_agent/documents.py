@@ -173,9 +173,10 @@ class Documents:
             cursor = reading.position(connection).cursor
             if replica.epoch_of(connection) is None or cursor != asked_from:
                 return False
-            changed = [adopt(connection, item.change) for item in page.changes]
-            for item in page.changes:
-                reading.came_across(connection, item.change.scope, item.change.key)
+            changes = [item.change for item in page.changes if isinstance(item.change, DocumentChange)]
+            changed = [adopt(connection, change) for change in changes]
+            for change in changes:
+                reading.came_across(connection, change.scope, change.key)
             if cursor != page.next_cursor:
                 replica.observe(connection, self.device_id, page.server_hlc)
             return reading.advance(connection, self.device_id, page) or any(changed)

@@ -267,6 +267,28 @@ def device_rotate(device_id: str) -> None:
     typer.echo(rotate_device(_settings(), device_id))
 
 
+@device.command("command")
+def device_command(
+    device_id: str,
+    name: Annotated[str, typer.Argument(help="Of the command; the device says which it knows and allows.")],
+    argument: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; the value is JSON, or else text.")] = None,
+    expires: Annotated[str, typer.Option(help="Until when it may be run: 90s, 15m, 1h, 7d.")] = "1h",
+    wait: Annotated[bool, typer.Option("--wait", help="Until it is answered, or expired.")] = False,
+) -> None:
+    """Tell a device to do something, once; print the command's id, and with --wait what it gave."""
+    from primespark.cli.device_commands import send_command
+
+    send_command(_settings(), device_id, name, argument or [], expires, wait)
+
+
+@device.command("commands")
+def device_commands(device_id: str, as_json: Json = False) -> None:
+    """List what a device was told to do, and what came of it."""
+    from primespark.cli.device_commands import list_commands
+
+    list_commands(_settings(), device_id, as_json)
+
+
 @models.command("list")
 def models_list(as_json: Json = False) -> None:
     """List the models, their types, digests and whether they are here."""

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from primespark.cloud import blobs_api, conflicts_api, gate, lineage_api, people, records_api
+from primespark.cloud import blobs_api, commands_api, conflicts_api, gate, lineage_api, people, records_api
 from primespark.cloud.notifier import Notifier
 from primespark.cloud.state import Cloud
 from primespark.core.logging import configure_logging, get_logger
@@ -33,7 +33,8 @@ _STATEMENT_TIMEOUT_S = 30.0
 # What we make has 43; a file this short was cut off, or made by hand.
 _SHORTEST_KEY = 16
 _ROUTERS = (
-    gate.router, blobs_api.router, conflicts_api.router, lineage_api.router, people.router, records_api.router,
+    gate.router, blobs_api.router, commands_api.router, conflicts_api.router, lineage_api.router, people.router,
+    records_api.router,
 )  # fmt: skip
 
 log = get_logger(__name__)

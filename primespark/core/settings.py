@@ -210,6 +210,7 @@ class SyncSettings(Section):
     tombstone_days: Days = 30.0
     blob_days: Days = 30.0
     conflict_days: Days = 30.0
+    command_days: Days = 7.0
     # What the cloud decides by; the longest prefix counts.
     strategies: tuple[StrategySettings, ...] = ()
     fleet_writable: tuple[Annotated[str, Field(max_length=128)], ...] = ()

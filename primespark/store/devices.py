@@ -15,7 +15,7 @@ from primespark.core.clock import utc_now
 from primespark.core.identifiers import sha256_hex
 from primespark.core.values import storable_json
 from primespark.errors import AuthenticationError, ConflictError, NotFoundError
-from primespark.store import groups
+from primespark.store import commands, groups
 from primespark.store.schema import device, enrolment_token, lost, watermark
 from primespark.sync.records import EpochRequest
 
@@ -133,6 +133,7 @@ def begin_epoch(connection: Connection, device_id: str, asked: EpochRequest | No
         raise _no_device(device_id)
     for stream, seq in sorted(asked.acknowledged.items()):
         _note_lost(connection, device_id, asked.epoch, stream, seq)
+    commands.interrupt(connection, device_id)
     return epoch
 
 
@@ -234,6 +235,7 @@ def _write_enrolment(
             raise _device_exists(device_id)
     else:
         connection.execute(update(device).where(device.c.device_id == device_id).values(**fields))
+        commands.interrupt(connection, device_id)
     return Enrolment(key, epoch)
 
 

@@ -7,11 +7,13 @@ import binascii
 import re
 from typing import Any
 
+from pydantic import ValidationError
+
 from primespark.core.values import LARGEST_NUMBER, check_text, check_time, storable_json
 from primespark.errors import InvalidInputError
 from primespark.store.labels import Label
 from primespark.store.samples import Sample, check
-from primespark.sync.records import DataClass, Fact
+from primespark.sync.records import CommandResult, DataClass, Fact
 
 MAX_MEASUREMENTS_PER_FACT = 100
 MAX_LABEL_BYTES = 64 * 1024
@@ -74,6 +76,22 @@ def label(device_id: str, fact: Fact) -> tuple[str, Label]:
     if not 0 < len(texts[2]) <= 100:
         raise _bad_label("`label` has 1 to 100 characters")
     return texts[0], Label(texts[1], texts[2], _image(value.get("image_png_base64")), device_id, fact.time)
+
+
+def command_result(fact: Fact) -> CommandResult:
+    """What became of a command, of a fact of class `command_results`.
+
+    Raises:
+        InvalidInputError: Code `bad_command_result`.
+    """
+    try:
+        return CommandResult.model_validate(fact.value)
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"not the result of a command: {error.errors()[0]['msg']}",
+            remedy="send command_id, outcome, code, message and output",
+            code="bad_command_result",
+        ) from None
 
 
 def _telemetry(device_id: str, fact: Fact) -> list[Sample]:

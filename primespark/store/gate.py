@@ -11,10 +11,11 @@ from sqlalchemy.dialects.postgresql import insert
 
 from primespark.core.values import clean_text
 from primespark.errors import AuthenticationError, ConflictError, InvalidInputError
-from primespark.store import documents, facts, labels, samples, server, sync_log
+from primespark.store import commands, documents, facts, labels, samples, server, sync_log
 from primespark.store.reconciliation import DocumentRules, reconcile
 from primespark.store.schema import batch, device, lost, watermark
 from primespark.sync.records import (
+    CommandResult,
     DataClass,
     DocumentChange,
     Fact,
@@ -93,6 +94,7 @@ class _Intake:
     _lost: list[dict[str, Any]] = field(default_factory=list)
     _samples: list[samples.Sample] = field(default_factory=list)
     _labels: dict[str, list[labels.Label]] = field(default_factory=dict)
+    _command_results: list[CommandResult] = field(default_factory=list)
     _moved: set[str] = field(default_factory=set)
 
     def take_all(self, request: PushRequest) -> list[tuple[int, DocumentChange]]:
@@ -120,6 +122,7 @@ class _Intake:
         _insert_lost(connection, self._lost, received_at)
         _move_watermarks(connection, self.device_id, self.epoch, {s: self.watermarks[s] for s in self._moved})
         samples.insert(connection, self._samples)
+        commands.answer(connection, self.device_id, self._command_results, received_at)
         sync_log.append_facts(connection, self._ranges(), received_at)
         for dataset, rows in sorted(self._labels.items()):
             labels.add(connection, dataset, rows)
@@ -135,6 +138,8 @@ class _Intake:
             if fact.data_class is DataClass.LABELS:
                 dataset, label = facts.label(self.device_id, fact)
                 self._labels.setdefault(dataset, []).append(label)
+            elif fact.data_class is DataClass.COMMAND_RESULTS:
+                self._command_results.append(facts.command_result(fact))
         except InvalidInputError as error:
             # It will never be valid: it counts as received, so that the stream goes on, and as lost, so that it shows.
             self.answer(index, ResultStatus.REJECTED, error.code)

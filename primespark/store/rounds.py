@@ -12,7 +12,7 @@ from sqlalchemy import Connection, case, exists, func, or_, select, true, tuple_
 
 from primespark.store import audit, sync_log, tombstones
 from primespark.store.groups import FLEET
-from primespark.store.schema import device, document, log, member, round_
+from primespark.store.schema import command, device, document, log, member, round_
 
 # A waiting pull ends by itself after 60 s and says how far it has read with the next: what is unread for longer than
 # this was missed by whoever should have been woken.
@@ -126,9 +126,21 @@ def _wake(connection: Connection, now: datetime, overdue_after: timedelta) -> tu
             device.c.key_sha256.is_not(None),
             device.c.last_seen_at > now - overdue_after,
         )
-        .order_by(document.c.scope)
     )
-    scopes = tuple(row.scope for row in connection.execute(unread))
+    unsent = (
+        select(command.c.device_id)
+        .distinct()
+        .join(device, device.c.device_id == command.c.device_id)
+        .where(
+            command.c.issued_at < now - _UNREAD_AFTER,
+            command.c.delivered_at.is_(None),
+            command.c.answered_at.is_(None),
+            command.c.expires_at > now,
+            device.c.key_sha256.is_not(None),
+            device.c.last_seen_at > now - overdue_after,
+        )
+    )
+    scopes = tuple(sorted({*connection.execute(unread).scalars(), *connection.execute(unsent).scalars()}))
     for scope in scopes:
         sync_log.wake(connection, scope)
     return scopes

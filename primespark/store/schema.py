@@ -196,6 +196,30 @@ conflict = Table(
     schema="sync",
 )
 
+# What devices are told to do. `delivered_at`: when it was first in an answer to the device.
+command = Table(
+    "command",
+    metadata,
+    Column("command_id", Text, primary_key=True),
+    Column("device_id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("arguments", JSONB, nullable=False),
+    Column("issued_by", Text, nullable=False),
+    Column("issued_at", _Moment, nullable=False),
+    Column("expires_at", _Moment, nullable=False),
+    Column("log_seq", BigInteger, nullable=False),
+    Column("delivered_at", _Moment),
+    Column("answered_at", _Moment),
+    # succeeded, failed or expired; null until it is answered.
+    Column("outcome", Text),
+    Column("code", Text),
+    Column("message", Text, nullable=False, server_default=""),
+    Column("output", JSONB, nullable=False, server_default=text("'{}'")),
+    Index("command_device", "device_id", "log_seq"),
+    Index("command_open", "device_id", "log_seq", postgresql_where=text("answered_at IS NULL")),
+    schema="sync",
+)
+
 relay = Table(
     "relay",
     metadata,

@@ -13,10 +13,12 @@ from datetime import datetime
 from sqlalchemy import Connection, and_, func, insert, select, text, tuple_
 
 from primespark.store.schema import log
+from primespark.sync.records import DataClass
 
 CHANNEL = "sync_log"
 FACTS = "facts"
 DOCUMENT = "document"
+COMMAND = "command"
 _LOCK = 7_301_002
 
 
@@ -97,9 +99,18 @@ def append_facts(connection: Connection, ranges: Sequence[FactRange], received_a
 
 def append_document(connection: Connection, data_class: str, scope: str, key: str) -> int:
     """A row about a change of a document, and a notification at commit; its `log_seq`."""
+    return _append_one(connection, DOCUMENT, data_class, scope, key)
+
+
+def append_command(connection: Connection, device_id: str, command_id: str) -> int:
+    """A row about a command to a device, and a notification at commit; its `log_seq`."""
+    return _append_one(connection, COMMAND, DataClass.COMMANDS, device_id, command_id)
+
+
+def _append_one(connection: Connection, kind: str, data_class: str, scope: str, key: str) -> int:
     lock(connection)
     log_seq: int = connection.execute(
-        insert(log).values(kind=DOCUMENT, data_class=data_class, rows=1, scope=scope, key=key).returning(log.c.log_seq)
+        insert(log).values(kind=kind, data_class=data_class, rows=1, scope=scope, key=key).returning(log.c.log_seq)
     ).scalar_one()
     _notify(connection)
     return log_seq

@@ -29,6 +29,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/-]{0
 Counter = Annotated[int, Field(gt=0, lt=2**62)]
 Hlc = Annotated[str, StringConstraints(pattern=r"^\d{13}-[0-9a-f]{4}-[a-z0-9][a-z0-9-]{0,62}$")]
 Pointer = Annotated[str, StringConstraints(max_length=512, pattern=r"^(/.*)?$")]
+CommandId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+CommandName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -46,9 +48,13 @@ class DataClass(StrEnum):
     INFERENCE_RESULTS = "inference_results"
     LABELS = "labels"
     CONFIGURATIONS = "configurations"
+    COMMANDS = "commands"
+    COMMAND_RESULTS = "command_results"
 
 
-FactClass = Literal[DataClass.METRICS, DataClass.TELEMETRY, DataClass.INFERENCE_RESULTS, DataClass.LABELS]
+FactClass = Literal[
+    DataClass.METRICS, DataClass.TELEMETRY, DataClass.INFERENCE_RESULTS, DataClass.LABELS, DataClass.COMMAND_RESULTS
+]
 DocumentClass = Literal[DataClass.CONFIGURATIONS]
 _Time = Annotated[AwareDatetime, Field(strict=False)]
 
@@ -175,11 +181,44 @@ class PushResponse(Message):
     server_epoch: Counter
 
 
+class Command(Message):
+    """What a device is to do, once.
+
+    Attributes:
+        command_id: Its identity.
+        expires_at: From when on it is not to be run.
+        expires_in_s: Until then as this is sent; for a device whose clock is wrong. Negative: it is over.
+    """
+
+    data_class: Literal[DataClass.COMMANDS] = DataClass.COMMANDS
+    command_id: CommandId
+    name: CommandName
+    arguments: dict[str, Any]
+    expires_at: _Time
+    expires_in_s: float
+
+
+class CommandResult(Message):
+    """What became of a command: the value of a fact of class `command_results`.
+
+    Attributes:
+        code: Why it failed; None unless it did.
+        message: The cause in a line; empty unless it failed.
+        output: What it gave.
+    """
+
+    command_id: CommandId
+    outcome: Literal["succeeded", "failed", "expired"]
+    code: Annotated[str, StringConstraints(max_length=64)] | None = None
+    message: Annotated[str, StringConstraints(max_length=200)] = ""
+    output: dict[str, Any] = Field(default_factory=dict)
+
+
 class PulledChange(Message):
-    """A document as the cloud holds it, and the cursor after it."""
+    """A document as the cloud holds it, or a command that is not answered yet; and the cursor after it."""
 
     cursor: Annotated[int, Field(ge=0)]
-    change: DocumentChange
+    change: Annotated[DocumentChange | Command, Field(discriminator="data_class")]
 
 
 class PullResponse(Message):
@@ -266,6 +305,10 @@ class EpochResponse(Message):
 __all__ = [
     "MAX_RECORDS_PER_BATCH",
     "PROTOCOL_VERSION",
+    "Command",
+    "CommandId",
+    "CommandName",
+    "CommandResult",
     "Counter",
     "DataClass",
     "DocumentChange",

@@ -10,6 +10,7 @@ _DESCRIPTIONS = {
     "inference_results": "What models saw in frames.",
     "labels": "What people say frames show; the pipeline learns from them.",
     "metrics": "Measurements of what is attached to devices.",
+    "command_results": "What became of commands to devices.",
     "configurations": "Documents of devices and of the fleet, whoever changed them.",
 }
 EDGE_ASSETS = [

@@ -42,7 +42,7 @@ def sync_round(context: dg.AssetExecutionContext, store: StoreResource, blobs: B
     """What came in since the last round; overdue devices marked, waiting ones woken, remains removed."""
     from primespark.core.clock import utc_now
     from primespark.core.settings import load_settings
-    from primespark.store import backlogs, blob_collection, conflicts, rounds, uploads
+    from primespark.store import backlogs, blob_collection, commands, conflicts, rounds, uploads
 
     settings, now = load_settings().sync, utc_now()
     with store.transaction() as connection:
@@ -50,6 +50,7 @@ def sync_round(context: dg.AssetExecutionContext, store: StoreResource, blobs: B
         told, undecided = backlogs.read(connection), conflicts.waiting(connection)
         conflicts.collect(connection, now, timedelta(days=settings.conflict_days))
         uploads.forget_old(connection, now, timedelta(days=settings.blob_days))
+        commands.collect(connection, now, timedelta(days=settings.command_days))
     with store.transaction() as connection:
         removed = blob_collection.collect(connection, blobs.store(), now, timedelta(days=settings.blob_days))
     for device_id in found.overdue[:_MAX_NAMED]:

@@ -15,7 +15,7 @@ from primespark.core.clock import HybridLogicalClock, Timestamp, wall_clock_ms
 from primespark.errors import AuthorizationError, InvalidInputError
 from primespark.store import database, documents, server, sync_log
 from primespark.sync.documents import Document, merge, merge_patch, write
-from primespark.sync.records import DocumentChange, PushResponse
+from primespark.sync.records import DocumentChange, PullResponse, PushResponse
 from tests.helpers import rounds
 from tests.integration.store.builders import batch, enrol, push
 
@@ -27,6 +27,11 @@ def _nested(depth: int) -> Any:
 
 
 _names = (f"twin-{number}" for number in itertools.count())
+
+
+def pulled_documents(page: PullResponse) -> list[DocumentChange]:
+    """The documents of a page."""
+    return [item.change for item in page.changes if isinstance(item.change, DocumentChange)]
 
 
 class Edge:
@@ -58,11 +63,11 @@ class Edge:
         with self.engine.begin() as connection:
             page = documents.pull(connection, self.device_id, self.cursor, 10)
         self.cursor = page.next_cursor
-        for pulled in page.changes:
-            change = pulled.change
+        changes = pulled_documents(page)
+        for change in changes:
             self.document = merge(self.document, Document(change.value or {}, change.vv, change.leaf_hlc))
             self._clock.observe(Timestamp.parse(change.hlc))
-        return [pulled.change for pulled in page.changes]
+        return changes
 
     def in_cloud(self) -> Document | None:
         with self.engine.begin() as connection:
@@ -228,10 +233,10 @@ def test_pull_gives_the_newest_state_of_each_document_in_commit_order(store_engi
     cloud_write(store_engine, "edge-1", {"a": 2}, "one")
     with store_engine.begin() as connection:
         page = documents.pull(connection, "edge-1", 0, 1)
-        assert [(item.change.key, item.change.value) for item in page.changes] == [("shared", {"a": 1})]
+        assert [(change.key, change.value) for change in pulled_documents(page)] == [("shared", {"a": 1})]
         assert page.has_more
         page = documents.pull(connection, "edge-1", page.next_cursor, 1)
-        assert [(item.change.key, item.change.value) for item in page.changes] == [("one", {"a": 2})]
+        assert [(change.key, change.value) for change in pulled_documents(page)] == [("one", {"a": 2})]
         assert (page.has_more, page.next_cursor) == (False, sync_log.newest(connection))
         # Nothing for this device: the cursor moves on all the same.
         assert documents.pull(connection, "nobody", 1, 10).next_cursor == sync_log.newest(connection)
@@ -246,7 +251,7 @@ def test_a_page_of_large_documents_is_closed_early(store_engine: Engine) -> None
     while has_more:
         with store_engine.begin() as connection:
             page = documents.pull(connection, "edge-1", cursor, 1000)
-        pages.append([item.change.key for item in page.changes])
+        pages.append([change.key for change in pulled_documents(page)])
         assert len(page.model_dump_json()) < documents.PAGE_BYTES + 2 * 1024 * 1024
         cursor, has_more = page.next_cursor, page.has_more
     assert [len(keys) for keys in pages] == [9, 3]

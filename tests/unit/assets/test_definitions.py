@@ -56,6 +56,7 @@ def test_the_graph() -> None:
         "edge/inference_results": [],
         "edge/labels": [],
         "edge/metrics": [],
+        "edge/command_results": [],
         "edge/configurations": [],
         "sync/round": [f"edge/{name}" for name in sorted(CLASSES)],
         "analytics/hourly_rollup": ["edge/metrics", "edge/telemetry"],

@@ -31,8 +31,8 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     "command",
     [
         (), ("up",), ("demo",), ("edge",), ("cloud",), ("streams",), ("doctor",), ("device",), ("device", "token"),
-        ("device", "list"), ("device", "forget"), ("device", "rotate"), ("models",), ("models", "list"),
-        ("models", "fetch"), ("models", "publish"), ("models", "withdraw"), ("models", "deployed"),
+        ("device", "list"), ("device", "command"), ("device", "forget"), ("device", "rotate"), ("models",),
+        ("models", "list"), ("models", "fetch"), ("models", "publish"), ("models", "withdraw"), ("models", "deployed"),
         ("config",), ("config", "show"), ("config", "check"),
     ],
 )  # fmt: skip
