@@ -22,6 +22,7 @@ from edge_agent.capture.broadcast import Broadcast
 from edge_agent.capture.earwitness import Earwitness
 from edge_agent.capture.picture_store import PictureKind, PictureStore
 from edge_agent.capture_api import CaptureParts
+from edge_agent.commands import CommandRunner, handlers_of
 from edge_agent.connectivity import ConnectivityMonitor, LinkHealth
 from edge_agent.credentials import CredentialFiles
 from edge_agent.database import Database
@@ -88,6 +89,7 @@ class _Agent:
     report: SyncReport
     monitor: ConnectivityMonitor | None
     changes: Tickets
+    commands: CommandRunner | None
 
     async def run(self) -> None:
         """Serve, look, measure and synchronise until a signal; then stop them all."""
@@ -131,6 +133,8 @@ class _Agent:
             loops["sync-report"] = self.report.run()
         if self.monitor is not None:
             loops["link"] = self.monitor.run()
+        if self.commands is not None:
+            loops["commands"] = self.commands.run()
         return loops
 
     async def _begin_looking(self) -> None:
@@ -179,9 +183,15 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
         settings.sync.backlog_records_per_s, clock=clock,
     )  # fmt: skip
     engine = monitor = None
+    commands_came = asyncio.Event()
     if gate is not None:
+
+        def on_documents() -> None:
+            deployer.notify()
+            commands_came.set()
+
         engine = SyncEngine(
-            gate, files, outgoing, documents, settings.sync, device_id=edge.device_id, on_documents=deployer.notify
+            gate, files, outgoing, documents, settings.sync, device_id=edge.device_id, on_documents=on_documents
         )
         monitor = ConnectivityMonitor(gate.url, settings.network.probe, gate.link, engine.link_returned)
         loop = asyncio.get_running_loop()
@@ -193,9 +203,13 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     app = build_app(settings, folder, database, device, detector, sight)
     changes = _changes_of(database)
     app.state.watchers = Watchers(changes)
+    commands = None
+    if engine is not None:
+        handlers = handlers_of(engine.synchronise_now, app.state.cache)
+        commands = CommandRunner(database, queue, handlers, edge.commands, commands_came)
     return _Agent(
         settings, database, app, service, language, telemetry, hardware, sight, labelled, deployer, engine, gate,
-        detector, accelerator, SyncReport(queue, documents), monitor, changes,
+        detector, accelerator, SyncReport(queue, documents), monitor, changes, commands,
     )  # fmt: skip
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edge_agent import reading, replica
+from edge_agent.commands import inbox
 from edge_agent.database import Database
 from edge_agent.reading import Position, Sweep
 from primespark.core.clock import wall_clock_ms
 from primespark.core.identifiers import group_scope
 from primespark.errors import AuthorizationError
 from primespark.sync.documents import Document, Order, changed_pointers, compare, merge_patch, write
-from primespark.sync.records import DataClass, DocumentChange, PullResponse, refuse_what_cannot_travel
+from primespark.sync.records import Command, DataClass, DocumentChange, PullResponse, refuse_what_cannot_travel
 from primespark.sync.regions import Region, assemble, region_of, restrict
 
 # Scope and key; version vector and timestamps, as they are kept.
@@ -162,7 +163,7 @@ class Documents:
         return await self.change(key, lambda document: dict(merge_patch(document.value, patch)))
 
     async def apply(self, page: PullResponse, asked_from: int) -> bool:
-        """Take a page of the cloud's changes and its cursor in one transaction; whether any document changed.
+        """Take a page of the cloud's changes and its cursor in one transaction; whether there was anything new.
 
         A page that was asked for from another cursor than the present one is left: the cursor was reset meanwhile.
         Without an epoch nothing is taken: after a lost database the cloud still knows writes of this device with higher
@@ -173,15 +174,19 @@ class Documents:
             cursor = reading.position(connection).cursor
             if replica.epoch_of(connection) is None or cursor != asked_from:
                 return False
-            changes = [item.change for item in page.changes if isinstance(item.change, DocumentChange)]
-            changed = [adopt(connection, change) for change in changes]
-            for change in changes:
-                reading.came_across(connection, change.scope, change.key)
+            changed = [self._take(connection, item.change) for item in page.changes]
             if cursor != page.next_cursor:
                 replica.observe(connection, self.device_id, page.server_hlc)
             return reading.advance(connection, self.device_id, page) or any(changed)
 
         return await self._database.run(work)
+
+    def _take(self, connection: sqlite3.Connection, change: DocumentChange | Command) -> bool:
+        if isinstance(change, Command):
+            return inbox.receive(connection, change, self._now_ms())
+        changed = adopt(connection, change)
+        reading.came_across(connection, change.scope, change.key)
+        return changed
 
 
 def adopt(connection: sqlite3.Connection, change: DocumentChange) -> bool:

@@ -83,8 +83,17 @@ UPDATE stream SET acknowledged_seq = last_seq - pending - (
 # The reading from the beginning in which the cloud last showed a document, or the device wrote it.
 _READINGS = "ALTER TABLE document ADD COLUMN seen INTEGER NOT NULL DEFAULT 0"
 
+# A command is `received`, `started`, then `answered`; `is_told`: its answer is in the queue.
+_COMMANDS = """
+CREATE TABLE command (
+    position INTEGER PRIMARY KEY, command_id TEXT NOT NULL UNIQUE, name TEXT NOT NULL, arguments TEXT NOT NULL,
+    deadline_ms INTEGER NOT NULL, state TEXT NOT NULL, answer TEXT, is_told INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX command_to_do ON command (position) WHERE NOT is_told
+"""
+
 # What takes a file from each version to the next, the first from none. A version that was published never changes.
-STEPS = (_FIRST, _CONFLICTS, _CLOCK, _PRIORITIES, _READINGS)
+STEPS = (_FIRST, _CONFLICTS, _CLOCK, _PRIORITIES, _READINGS, _COMMANDS)
 VERSION = len(STEPS)
 # Name of a small value: when the cloud was found restored from a backup.
 RESTORED_AT = "cloud_restored_at"

@@ -27,6 +27,11 @@ def tell(state: str) -> None:
         log.warning("service_manager_not_told", state=state, cause=str(error))
 
 
+def is_supervised() -> bool:
+    """Whether something starts this process again when it ends: systemd by our unit, or `primespark up`."""
+    return bool(os.environ.get("NOTIFY_SOCKET")) or os.environ.get("PRIMESPARK_SUPERVISED") == "1"
+
+
 async def keep_alive(check: Callable[[], Awaitable[object]]) -> None:
     """Tell that all is well, at half the interval the manager asks for, for as long as `check` comes back.
 

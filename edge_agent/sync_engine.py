@@ -89,7 +89,8 @@ class SyncEngine:
         documents: What is pulled.
         settings: Sizes and pauses.
         device_id: Of this device.
-        on_documents: Called when the cloud changed a document, and once it is known that the device is enrolled.
+        on_documents: Called when the cloud changed a document or sent a command, and once it is known that the
+            device is enrolled.
     """
 
     def __init__(

@@ -28,8 +28,8 @@ from primespark.errors import ConfigurationError
 CONFIG_PATH = Path("config/integration_config.yaml")
 ENV_PREFIX = "PRIMESPARK_"
 _MAX_SECRET_BYTES = 64 * 1024
-# Read elsewhere (paths, the loader below, the command line), so not settings.
-_NOT_SETTINGS = {"HOME", "CONFIG"}
+# Read elsewhere (paths, the loader below, the command line, the device's supervision), so not settings.
+_NOT_SETTINGS = {"HOME", "CONFIG", "SUPERVISED"}
 
 
 class GlobalSettings(Section):
@@ -125,6 +125,8 @@ class EdgeSettings(Section):
     offline: OfflineSettings = OfflineSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     cache: EdgeCacheSettings = EdgeCacheSettings()
+    # Which commands of the cloud are run.
+    commands: tuple[Literal["sync_now", "clear_cache", "restart"], ...] = ("sync_now", "clear_cache")
 
 
 class StoreSettings(Section):

@@ -211,6 +211,7 @@ class Stack:
             **self._environment,
             "PRIMESPARK_EDGE__DEVICE_ID": agent.device_id,
             "PRIMESPARK_EDGE__PORT": str(port),
+            "PRIMESPARK_SUPERVISED": "1",
             **agent.environment,
         }
         cloud_url = agent.cloud_url or self._settings.network.cloud_url or self.endpoints.get("cloud")

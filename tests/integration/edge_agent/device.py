@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from edge_agent.accelerator import Accelerator
+from edge_agent.commands import CommandRunner, handlers_of
 from edge_agent.credentials import CredentialFiles
 from edge_agent.database import Database
 from edge_agent.device_clock import DeviceClock
@@ -101,14 +102,25 @@ async def running_device(
         folder / "models", slots, documents, files, gate, edge, lambda: True,
         accelerator.runtime, serve_variants,
     )  # fmt: skip
-    engine = SyncEngine(gate, files, outgoing, documents, settings, device_id=device_id, on_documents=deployer.notify)
+    commands_came = asyncio.Event()
+
+    def on_documents() -> None:
+        deployer.notify()
+        commands_came.set()
+
+    engine = SyncEngine(gate, files, outgoing, documents, settings, device_id=device_id, on_documents=on_documents)
+    commands = CommandRunner(database, queue, handlers_of(engine.synchronise_now, None), {"sync_now"}, commands_came)
     loop = asyncio.get_running_loop()
 
     def notify(_: sqlite3.Connection) -> None:
         loop.call_soon_threadsafe(engine.notify)
 
     database.watch(notify)
-    tasks = [asyncio.create_task(engine.run()), asyncio.create_task(deployer.run())]
+    tasks = [
+        asyncio.create_task(engine.run()),
+        asyncio.create_task(deployer.run()),
+        asyncio.create_task(commands.run()),
+    ]
     try:
         yield Device(folder, database, queue, documents, outgoing, engine, slots, gate)
         for task in tasks:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from edge_agent.database import Database
 from edge_agent.device_clock import DeviceClock
 from edge_agent.queue import NewFact, OfflineQueue
+from edge_agent.reading import Sweep
 from primespark.cloud.main import build, build_app
 from primespark.cloud.state import Cloud
 from primespark.core.clock import Clock, utc_now
 from primespark.core.settings import OfflineSettings, load_settings
 from primespark.core.web.server import bind
 from primespark.embedded.link import Link
-from primespark.store import devices, documents, groups
+from primespark.store import commands, devices, documents
 from primespark.sync.records import DataClass
+from tests.helpers import wait_until
+from tests.integration.edge_agent import test_process as processes
 from tests.integration.edge_agent.device import running_device, until
 from tests.integration.edge_agent.digits import make_version
 from tests.integration.edge_agent.gate import serve_on_thread
@@ -48,6 +50,17 @@ class RunningCloud:
     def desire(self, value: dict[str, Any]) -> None:
         with self.cloud.engine.begin() as connection:
             documents.write_cloud(connection, "edge-1", "twin", {"desired": value})
+
+    def command(self, name: str, lifetime: timedelta = timedelta(hours=1), **arguments: Any) -> str:
+        with self.cloud.engine.begin() as connection:
+            now = utc_now()
+            return commands.issue(connection, "edge-1", name, arguments, "test", now, now + lifetime).command_id
+
+    def commands(self) -> dict[str, tuple[str, str | None]]:
+        """State and code of each command."""
+        with self.cloud.engine.connect() as connection:
+            rows = commands.page(connection, "edge-1", None, 100, utc_now())
+        return {row.command_id: (row.state, row.code) for row in rows}
 
     def reported(self) -> dict[str, Any]:
         with self.cloud.engine.connect() as connection:
@@ -143,30 +156,45 @@ async def test_a_model_travels_and_is_reported(running_cloud: RunningCloud, tmp_
     assert running_cloud.reported()["models"]["digits"].keys() >= {"version", "digest", "since"}
 
 
-async def test_a_membership_reaches_the_device_though_replies_are_lost(
-    running_cloud: RunningCloud, tmp_path: Path
-) -> None:
-    def change(work: Callable[[Connection], Any]) -> None:
-        with running_cloud.cloud.engine.begin() as connection:
-            work(connection)
+async def test_commands_are_answered_though_replies_are_lost(running_cloud: RunningCloud, tmp_path: Path) -> None:
+    folder, expected = tmp_path / "device", {}
+    async with Link(running_cloud.port) as link:
+        async with running_device(folder, link.url, token=running_cloud.token()) as device:
+            await until(lambda: device.engine.state.last_pull_at is not None)
+            for number in range(6):
+                link.lose_next_reply(b"GET /sync/v1/pull" if number % 2 else b"POST /sync/v1/push")
+                name = "clear_cache" if number == 3 else "sync_now"
+                code = ("failed", "not_allowed") if number == 3 else ("succeeded", None)
+                expected[await asyncio.to_thread(running_cloud.command, name)] = code
+                await until(lambda: running_cloud.commands() == expected)
+        # Read from the beginning again, as after a restored backup: what is answered is not sent.
+        async with running_device(folder, link.url) as device:
+            await device.documents.read_anew(Sweep.ALL)
+            expected[await asyncio.to_thread(running_cloud.command, "sync_now")] = ("succeeded", None)
+            await until(lambda: running_cloud.commands() == expected)
+    assert link.counts.replies_lost > 0
+    assert running_cloud.ask("SELECT count(*) FROM sync.fact WHERE data_class = 'command_results'") == [(7,)]
 
-    async def holds(value: dict[str, Any]) -> None:
-        async with asyncio.timeout(20):
-            while await device.documents.effective("light") != value:  # noqa: ASYNC110 (a file wakes nobody)
-                await asyncio.sleep(0.02)
 
-    for scope, value in (("group:b", {"n": 2}), ("group:a", {"n": 1, "a": 1}), ("fleet", {"n": 0, "fleet": 1})):
-        change(partial(documents.write_cloud, scope=scope, key="light", patch=value))
-    async with (
-        Link(running_cloud.port) as link,
-        running_device(tmp_path / "device", link.url, token=running_cloud.token()) as device,
-    ):
-        await holds({"n": 0, "fleet": 1})
-        for group in ("a", "b"):
-            link.lose_next_reply(b"GET /sync/v1/pull")
-            await asyncio.to_thread(change, partial(groups.join, device_id="edge-1", group=group))
-        await holds({"n": 2, "a": 1, "fleet": 1})
-        link.lose_next_reply(b"GET /sync/v1/pull")
-        await asyncio.to_thread(change, partial(groups.leave, device_id="edge-1", group="b"))
-        await holds({"n": 1, "a": 1, "fleet": 1})
-        assert link.counts.replies_lost > 0
+@pytest.mark.prove
+def test_a_device_that_is_told_to_restart_does_so_once(running_cloud: RunningCloud, tmp_path: Path) -> None:
+    settings = {
+        "PRIMESPARK_NETWORK__CLOUD_URL": f"http://127.0.0.1:{running_cloud.port}",
+        "PRIMESPARK_EDGE__ENROLMENT_TOKEN": running_cloud.token(),
+        "PRIMESPARK_EDGE__COMMANDS": '["restart"]',
+        "PRIMESPARK_FEATURES__CAPTURE": "false",
+    }
+    with processes.running(tmp_path, **settings) as device:
+        wait_until(lambda: running_cloud.ask("SELECT 1 FROM sync.device WHERE cursor_at IS NOT NULL"), 60)
+        alone = running_cloud.command("restart")
+        wait_until(lambda: running_cloud.commands()[alone] == ("failed", "not_supervised"), 30)
+        assert device.process.poll() is None
+        device.process.terminate()
+        assert device.process.wait(20) == 0
+    asked = [running_cloud.command("restart") for _ in range(2)]
+    for _ in asked:
+        with processes.running(tmp_path, PRIMESPARK_SUPERVISED="1", **settings) as device:
+            assert device.process.wait(60) == 0
+    with processes.running(tmp_path, PRIMESPARK_SUPERVISED="1", **settings) as device:
+        wait_until(lambda: [running_cloud.commands()[one] for one in asked] == [("succeeded", None)] * 2, 60)
+        assert device.process.poll() is None
