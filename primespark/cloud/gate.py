@@ -119,8 +119,10 @@ async def pull(
         # Taken before the read: a commit between read and wait completes it.
         ticket = cloud.notifier.ticket()
         read = partial(
-            tombstones.pull, device_id=device.name, cursor=cursor, limit=limit, now=utc_now(), snapshot=snapshot
-        )
+            tombstones.pull, device_id=device.name, cursor=cursor, limit=limit, now=utc_now(), snapshot=snapshot,
+            # One that knows nothing of groups knows nothing of commands: it would take no page with one.
+            takes_commands=groups is not None,
+        )  # fmt: skip
         page = await cloud.transact(read)
         remaining_s = deadline - asyncio.get_running_loop().time()
         is_moved = groups is not None and groups != ",".join(page.groups or ())

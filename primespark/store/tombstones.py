@@ -21,16 +21,24 @@ _CURSOR_INTERVAL = timedelta(seconds=10)
 
 
 def pull(
-    connection: Connection, device_id: str, cursor: int, limit: int, now: datetime, snapshot: int = 0
+    connection: Connection,
+    device_id: str,
+    cursor: int,
+    limit: int,
+    now: datetime,
+    snapshot: int = 0,
+    *,
+    takes_commands: bool = True,
 ) -> PullResponse:
-    """`documents.pull` and the commands between, with note taken of how far the device has read.
+    """`documents.pull` and, where the device takes any, the commands between; notes how far the device has read.
 
     Raises:
         GoneError: Code `must_resync`: what was deleted after `cursor` is forgotten; cursor 0 reads everything. What was
             deleted before `snapshot` the device drops when it has read everything, so that may be forgotten.
     """
     page = documents.pull(connection, device_id, cursor, limit, snapshot)
-    page = commands.join(connection, page, device_id, cursor, snapshot, now)
+    if takes_commands:
+        page = commands.join(connection, page, device_id, cursor, snapshot, now)
     # After the page was read: a tombstone removed before that is missing in it, and counted in the watermark.
     known = connection.execute(
         select(round_.c.tombstone_watermark, device.c.cursor, device.c.cursor_at).select_from(

@@ -39,7 +39,7 @@ async def show(gate: Gate, issued: dict[str, Any]) -> dict[str, Any]:
 
 
 async def pull(gate: Gate, key: dict[str, str], cursor: int = 0, **query: Any) -> dict[str, Any]:
-    answer = await gate.client.get("/sync/v1/pull", params={"cursor": cursor, **query}, headers=key)
+    answer = await gate.client.get("/sync/v1/pull", params={"cursor": cursor, "groups": "", **query}, headers=key)
     assert answer.status_code == 200
     page: dict[str, Any] = answer.json()
     return page
@@ -76,6 +76,14 @@ async def test_a_command_is_sent_until_it_is_answered(gate: Gate) -> None:
     found = await show(gate, issued)
     assert (found["state"], found["output"], found["code"]) == ("succeeded", {"cleared": {"l0": 3}}, None)
     assert sent(await pull(gate, key)) == []
+
+
+async def test_a_device_of_before_commands_is_sent_none(gate: Gate) -> None:
+    key = await gate.enrol()
+    issued = await issue(gate)
+    page = (await gate.client.get("/sync/v1/pull", headers=key)).json()
+    assert page["changes"] == []
+    assert (await show(gate, issued))["state"] == "queued"
 
 
 async def test_commands_and_documents_come_in_the_order_of_their_commits(gate: Gate) -> None:

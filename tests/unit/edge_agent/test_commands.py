@@ -125,6 +125,7 @@ def test_every_command_runs_once_and_is_answered(steps: list[tuple[str, str]]) -
     for number, (step, name) in enumerate(steps):
         command_id = f"{number:032x}"
         told = [answer for answer in answers if answer["command_id"] == command_id]
+        assert len(told) == (2 if step == "send again" else 1)
         assert len({json.dumps(answer, sort_keys=True) for answer in told}) == 1
         interrupted = step in ("kill before", "kill after") and name == ONCE
         assert (told[0]["outcome"], told[0]["code"]) == (
