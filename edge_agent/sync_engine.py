@@ -220,7 +220,7 @@ class SyncEngine:
         batch = await self._outgoing.next_batch()
         if batch is None:
             await self._ensure_epoch()
-            await asyncio.sleep(self._outgoing.pause_s)
+            await self._until_backlog_may_go()
             return
         try:
             response = await self._gate.push(batch)
@@ -266,6 +266,13 @@ class SyncEngine:
                     self._work.clear()
                     await self._work.wait()
         self._flush = False
+
+    async def _until_backlog_may_go(self) -> None:
+        """Wait for the next share of what has fallen behind, or for something new, which need not wait for that."""
+        self._work.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._outgoing.pause_s):
+                await self._work.wait()
 
     def _is_due(self) -> bool:
         return self._flush or self._outgoing.is_urgent or self._outgoing.waiting >= self._settings.batch_records
