@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.result import Result
 from edge_agent.database import Database
+from edge_agent.database_file import LOG_BYTES
 from edge_agent.outgoing import Outgoing
 from edge_agent.queue import NewFact, OfflineQueue, encode
 from primespark.core.settings import OfflineSettings, StreamSettings
@@ -52,7 +53,7 @@ def _result(name: str, value: float, unit: str, against: str, reference: float, 
 
 async def _enqueues(folder: Path) -> tuple[float, float, float]:
     """Facts a second: one at a time, appended to a log one at a time, by many callers at once."""
-    database = Database(folder / "queue.db")
+    database = Database(folder / "queue.db", LOG_BYTES)
     queue = OfflineQueue(database, OfflineSettings())
     singles, logs, together = [], [], []
     with (folder / "log").open("ab", buffering=0) as log:

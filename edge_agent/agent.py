@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from edge_agent.commands import CommandRunner, handlers_of
 from edge_agent.connectivity import ConnectivityMonitor, LinkHealth
 from edge_agent.credentials import CredentialFiles
 from edge_agent.database import Database
+from edge_agent.database_file import LOG_BYTES
 from edge_agent.device_clock import DeviceClock
 from edge_agent.documents import Documents
 from edge_agent.hardware import Hardware
@@ -62,7 +62,7 @@ async def serve_device(settings: Settings, folder: Path, detector: Future[Served
         folder: Its state.
         detector: The bundled detector, loading; None comes of it where nothing is captured.
     """
-    database = Database(folder / "queue.db")
+    database = Database(folder / "queue.db", LOG_BYTES)
     try:
         agent = await _build(settings, folder, database, detector)
         await agent.run()
@@ -194,14 +194,13 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
             gate, files, outgoing, documents, settings.sync, device_id=edge.device_id, on_documents=on_documents
         )
         monitor = ConnectivityMonitor(gate.url, settings.network.probe, gate.link, engine.link_returned)
-        loop = asyncio.get_running_loop()
-        notify = engine.notify
-        database.watch(lambda _: _call_soon(loop, notify))
+        database.watch_from_loop(engine.notify)
     sight = _capture_parts(settings, folder, service, queue)
     labelled = LabelledFolder(edge.capture.labelled_folder, queue) if edge.capture.labelled_folder else None
     device = Device(edge.device_id, service, language, queue, documents, engine, hardware, clock, monitor)
     app = build_app(settings, folder, database, device, detector, sight)
-    changes = _changes_of(database)
+    changes = Tickets()
+    database.watch_from_loop(changes.wake_all)
     app.state.watchers = Watchers(changes)
     commands = None
     if engine is not None:
@@ -241,22 +240,3 @@ def _gate(settings: Settings, clock: DeviceClock, bandwidth: Bandwidth) -> Any:
 def _batch_bytes(files: CredentialFiles) -> int:
     limits = files.current.limits if files.current else None
     return min(_BATCH_BYTES, limits.max_body_bytes) if limits else _BATCH_BYTES
-
-
-def _changes_of(database: Database) -> Tickets:
-    """Woken after each commit that wrote something."""
-    loop, changes, written = asyncio.get_running_loop(), Tickets(), -1
-
-    def look(connection: sqlite3.Connection) -> None:
-        nonlocal written
-        if connection.total_changes != written:
-            written = connection.total_changes
-            _call_soon(loop, changes.wake_all)
-
-    database.watch(look)
-    return changes
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, callback: Any) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(callback)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 from prometheus_client import Counter, Gauge
 
 from edge_agent.database import Database
 from edge_agent.device_clock import DeviceClock
-from edge_agent.enqueue_together import Together
+from edge_agent.numbering import StreamRow, number, read_streams
 from edge_agent.queue_room import ROW_BYTES, Giver
 from edge_agent.queue_status import (
     QueueStatus,
@@ -26,7 +28,7 @@ from edge_agent.queue_status import (
     read_totals,
     read_waiting,
 )
-from edge_agent.streams import LIVE, StreamPolicies, StreamPolicy, bounds, lane_of
+from edge_agent.streams import StreamPolicies, StreamPolicy
 from primespark.core.clock import monotonic_ns as read_monotonic_ns
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.identifiers import boot_id
@@ -35,7 +37,6 @@ from primespark.errors import InvalidInputError, OverloadedError, TooLargeError
 from primespark.sync.records import DataClass
 
 MAX_FACT_BYTES = 256 * 1024
-MAX_STREAMS = 64
 # One encoder for all: making one for each fact, as `json.dumps` does, costs more than the encoding.
 _to_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
@@ -79,8 +80,7 @@ class OfflineQueue:
         self._database = database
         self._policies = StreamPolicies(limits.streams)
         self._limits = limits
-        self._free_bytes = free_bytes or (lambda: shutil.disk_usage(database.path.parent).free)
-        self._together = Together(database, self.take)
+        self._free_bytes = free_bytes or partial(_free_bytes, os.fspath(database.path.parent))
         CAPACITY.set(limits.capacity_operations)
         database.watch(_export)
 
@@ -98,12 +98,15 @@ class OfflineQueue:
         """
         prepared = [encode(fact) for fact in facts]
         if once is None:
-            return self._together.submit(prepared)
+            return self._database.submit_joint(self._take_all, prepared)
         return self._database.submit(lambda connection: self._insert(connection, prepared, once))
 
     async def enqueue(self, facts: Sequence[NewFact], once: Sequence[str] | None = None) -> list[int]:
         """`submit`, awaited."""
-        return await self._database.wait_for(self.submit(facts, once))
+        prepared = [encode(fact) for fact in facts]
+        if once is None:
+            return await self._database.run_joint(self._take_all, prepared)
+        return await self._database.run(lambda connection: self._insert(connection, prepared, once))
 
     async def unknown(self, keys: Sequence[str]) -> list[str]:
         """Those of `keys` under which nothing was enqueued yet, in their order."""
@@ -138,10 +141,15 @@ class OfflineQueue:
         Raises:
             OverloadedError: Code `queue_full`.
         """
-        self._make_room(connection, facts)
+        streams = self._make_room(connection, facts)
         if self._clock is not None:
             self._clock.note(connection)
-        return _number(connection, facts, self._policies)
+        return number(connection, facts, streams, self._policies)
+
+    def _take_all(self, connection: sqlite3.Connection, callers: list[list[tuple[str, bytes]]]) -> list[list[int]]:
+        """Callers who come at once, as one: a statement for all of them costs little more than for one."""
+        seqs = iter(self.take(connection, list(chain.from_iterable(callers))))
+        return [list(islice(seqs, len(facts))) for facts in callers]
 
     def _insert(self, connection: sqlite3.Connection, facts: list[tuple[str, bytes]], once: Sequence[str]) -> list[int]:
         is_new = [_remember(connection, key) for key in once]
@@ -149,25 +157,29 @@ class OfflineQueue:
         seqs = iter(self.take(connection, taken))
         return [next(seqs) if new else 0 for new in is_new]
 
-    def _make_room(self, connection: sqlite3.Connection, facts: list[tuple[str, bytes]]) -> None:
-        """See that the facts fit, at the cost of what their policies let go."""
+    def _make_room(self, connection: sqlite3.Connection, facts: list[tuple[str, bytes]]) -> dict[str, StreamRow]:
+        """The streams, once the facts fit, at the cost of what their policies let go."""
         size = sum(len(tail) + ROW_BYTES for _, tail in facts)
-        full = self._check_room(connection, len(facts), size)
+        streams = read_streams(connection)
+        full = self._check_room(streams, len(facts), size)
         if full is None:
-            return
+            return streams
         giver = Giver(connection)
         for policy, stream in sorted({(self._policies.of(stream), stream) for stream, _ in facts}, key=_patience):
             while full is not None and giver.give_way(policy, stream, full.operations, full.bytes):
-                full = self._check_room(connection, len(facts), size)
+                streams = read_streams(connection)
+                full = self._check_room(streams, len(facts), size)
         if full is not None:
             REFUSED.inc(len(facts))
             raise OverloadedError(
                 full.cause, remedy="restore the link to the cloud, or free disk space", code="queue_full"
             )
         giver.tell()
+        return streams
 
-    def _check_room(self, connection: sqlite3.Connection, operations: int, size: int) -> _Full | None:
-        pending, used = read_totals(connection)
+    def _check_room(self, streams: dict[str, StreamRow], operations: int, size: int) -> _Full | None:
+        pending = sum(stream.pending for stream in streams.values())
+        used = sum(stream.bytes for stream in streams.values())
         over = pending + operations - self._limits.capacity_operations
         if over > 0:
             return _Full(f"{pending} operations wait, the queue takes {self._limits.capacity_operations}", over, 0)
@@ -223,60 +235,13 @@ def compose(stream: str, seq: int, tail: bytes) -> bytes:
     return f'{{"op":"append","stream":"{stream}","seq":{seq},'.encode() + tail
 
 
+def _free_bytes(folder: str) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
 def _remember(connection: sqlite3.Connection, key: str) -> bool:
     return connection.execute("INSERT OR IGNORE INTO remembered (key) VALUES (?)", (key,)).rowcount == 1
-
-
-@dataclass(slots=True)
-class _Stream:
-    """A stream while facts are numbered."""
-
-    last_seq: int
-    pending: int
-    rank: int
-    is_behind: bool
-    count: int = 0
-    size: int = 0
-
-
-def _number(connection: sqlite3.Connection, facts: list[tuple[str, bytes]], policies: StreamPolicies) -> list[int]:
-    """Store the facts with the next seqs of their streams, each in its lane."""
-    rows = connection.execute("SELECT name, last_seq, pending, rank, is_behind FROM stream").fetchall()
-    streams = {name: _Stream(*numbers) for name, *numbers in rows}
-    next_ids: dict[int, int] = {}
-    operations = []
-    for wanted, tail in facts:
-        name = wanted + LIVE if wanted in streams and streams[wanted].is_behind else wanted
-        stream = streams.get(name)
-        if stream is None:
-            stream = streams[name] = _Stream(0, 0, 0, False)
-        if not stream.pending and not stream.count:
-            stream.rank = policies.of(name).rank
-        stream.count += 1
-        stream.size += len(tail) + ROW_BYTES
-        lane = lane_of(stream.rank, name)
-        next_ids[lane] = next_ids[lane] + 1 if lane in next_ids else _last_id(connection, lane) + 1
-        operations.append((next_ids[lane], name, stream.last_seq + stream.count, tail))
-    if len(streams) > MAX_STREAMS:
-        raise InvalidInputError(f"more than {MAX_STREAMS} streams", remedy="use fewer", code="too_many_streams")
-    connection.executemany("INSERT INTO operation (id, stream, seq, tail) VALUES (?, ?, ?, ?)", operations)
-    connection.executemany(
-        "INSERT INTO stream (name, last_seq, pending, bytes, rank) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE"
-        " SET last_seq = last_seq + excluded.pending, pending = pending + excluded.pending,"
-        " bytes = bytes + excluded.bytes, rank = excluded.rank",
-        [
-            (name, stream.count, stream.count, stream.size, stream.rank)
-            for name, stream in streams.items()
-            if stream.count
-        ],
-    )
-    return [seq for _, _, seq, _ in operations]
-
-
-def _last_id(connection: sqlite3.Connection, lane: int) -> int:
-    first, end = bounds(lane)
-    (last,) = connection.execute("SELECT max(id) FROM operation WHERE id >= ? AND id < ?", (first, end)).fetchone()
-    return first if last is None else int(last)
 
 
 def remove(connection: sqlite3.Connection, ids: Sequence[int]) -> None:

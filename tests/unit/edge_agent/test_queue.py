@@ -170,7 +170,7 @@ def test_a_damaged_file_is_set_aside_and_the_queue_goes_on(
         file.seek(size // 2)
         file.write(b"\xff" * (size // 2))
     if not is_checked_at_start:
-        monkeypatch.setattr("edge_agent.database._CHECKED_BYTES", 0)
+        monkeypatch.setattr("edge_agent.database_file._CHECKED_BYTES", 0)
     database = Database(path)
     queue = OfflineQueue(database, OfflineSettings())
     if not is_checked_at_start:
