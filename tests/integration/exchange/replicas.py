@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine, text
 
 from edge_agent.database import Database
-from edge_agent.documents import Documents
+from edge_agent.documents import Documents, Kept, load_kept
 from edge_agent.outgoing import Batch, Outgoing
 from edge_agent.queue import NewFact, OfflineQueue
 from edge_agent.reading import Sweep
@@ -68,6 +69,12 @@ class Edge:
         return wall_clock_ms() + self.ahead_ms
 
 
+def _all_kept(connection: sqlite3.Connection) -> list[Kept]:
+    """Documents at a device, deleted ones too: a writer who was shown a deletion has seen it."""
+    places = connection.execute("SELECT scope, key FROM document").fetchall()
+    return [kept for place in places if (kept := load_kept(connection, *place)) is not None]
+
+
 class Exchange:
     """Devices, their cloud, and what is on its way between them."""
 
@@ -100,9 +107,14 @@ class Exchange:
 
     def change(self, edge: Edge, scope: str, key: str, patch: dict[str, Any]) -> tuple[Document, Document]:
         """Write at a device; the document before and after."""
-        before = self.run(edge.documents.read(scope, key)) or Document()
-        change = edge.documents.change(key, lambda document: dict(merge_patch(document.value, patch)), scope)
-        return before, self.run(change)
+        seen: list[Document] = []
+
+        def change(document: Document) -> dict[str, Any]:
+            seen.append(document)
+            return dict(merge_patch(document.value, patch))
+
+        after = self.run(edge.documents.change(key, change, scope))
+        return seen[0], after
 
     def in_cloud(self, scope: str, key: str) -> Document:
         """What the cloud has."""
@@ -208,7 +220,7 @@ class Exchange:
         self._note_read(edge)
 
     def _note_read(self, edge: Edge) -> None:
-        for kept in self.run(edge.documents.page(("", ""), 1000)):
+        for kept in self.run(edge.database.run(_all_kept)):
             if not kept.is_dirty:
                 self.read[edge.device_id, kept.scope, kept.key] = kept.document.vv
 
