@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     ConfigDict,
@@ -56,7 +58,18 @@ FactClass = Literal[
     DataClass.METRICS, DataClass.TELEMETRY, DataClass.INFERENCE_RESULTS, DataClass.LABELS, DataClass.COMMAND_RESULTS
 ]
 DocumentClass = Literal[DataClass.CONFIGURATIONS]
-_Time = Annotated[AwareDatetime, Field(strict=False)]
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """The same moment; PostgreSQL does not know every offset from UTC that RFC 3339 does."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        # On the first or last day that there is; no time of a fact.
+        return moment
+
+
+_Time = Annotated[AwareDatetime, Field(strict=False), AfterValidator(_in_utc)]
 
 
 class Quality(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from sqlalchemy import Engine, text
 
 from primespark.errors import AuthenticationError, ConflictError, InvalidInputError
 from primespark.store import devices, gate, labels
-from primespark.sync.records import DataClass
+from primespark.sync.records import DataClass, Fact
 from tests.integration.store.builders import T0, batch, enrol, fact, lost, push
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n rest").decode()
@@ -144,6 +145,23 @@ def test_a_fact_that_will_never_be_valid_does_not_stop_its_stream(engine: Engine
     assert [(result.index, result.status, result.code) for result in answer.results] == [(0, "rejected", code)]
     assert rows(engine, "SELECT seq FROM sync.fact") == [(2,)]
     assert rows(engine, "SELECT seq_from, seq_to, reason FROM sync.lost") == [(1, 1, f"rejected: {code}")]
+
+
+def test_a_time_in_any_zone_is_taken(engine: Engine) -> None:
+    with engine.begin() as connection:
+        moments = [f"2026-03-01T12:00:00{offset}" for offset in ("+23:59", "-23:59", "Z")]
+        records = [_wire(seq, moment) for seq, moment in enumerate(moments, 1)]
+        # Before the first moment there is and after the last, in UTC.
+        records += [_wire(4, "0001-01-01T00:00:00+01:00"), _wire(5, "9999-12-31T23:59:59-01:00")]
+        answer = push(connection, batch(1, records))
+        stored = list(connection.execute(text("SELECT time FROM sync.fact ORDER BY seq")).scalars())
+    assert stored == [datetime.fromisoformat(moment) for moment in moments]
+    assert [(result.index, result.code) for result in answer.results] == [(3, "bad_time"), (4, "bad_time")]
+
+
+def _wire(seq: int, time: str) -> Fact:
+    sent = fact(seq, {"cpu_percent": 1.0}).model_dump(mode="json") | {"time": time}
+    return Fact.model_validate_json(json.dumps(sent))
 
 
 def test_numbers_too_large_to_aggregate_stay_facts_only(engine: Engine) -> None:
