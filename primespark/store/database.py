@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import Any
+from typing import Any, TextIO
 
 import psycopg2
 from alembic import command
@@ -24,6 +24,7 @@ MIGRATION_LOCK = 7_301_001
 # Who waits long for a commit listens to this too, and gives up when told: a service that stops must not wait for it.
 END_WAITS_CHANNEL = "end_waits"
 _CONNECT_TIMEOUT_S = 5
+_COPY_CHARACTERS = 64 * 1024
 _CONNECT_OPTIONS: dict[str, Any] = {
     "connect_timeout": _CONNECT_TIMEOUT_S,
     "application_name": "primespark",
@@ -95,6 +96,28 @@ def store_unavailable() -> UnavailableError:
         "the store does not answer", remedy="try again; see that PostgreSQL runs", code="store_unavailable",
         retry_after_s=1,
     )  # fmt: skip
+
+
+def copy_rows(connection: Connection, statement: str, rows: TextIO) -> None:
+    """Write rows in the text format of COPY, in the connection's transaction.
+
+    Args:
+        connection: In a transaction, which must be rolled back when this raises.
+        statement: `COPY … FROM STDIN`, from the program, never from outside.
+        rows: The rows.
+
+    Raises:
+        UnavailableError: The store refuses, or the connection broke.
+    """
+    # SQLAlchemy has no COPY, so errors do not come as its own, and it must be told of a connection that broke.
+    driver_connection: Any = connection.connection
+    try:
+        with driver_connection.cursor() as cursor:
+            cursor.copy_expert(statement, rows, _COPY_CHARACTERS)
+    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        if driver_connection.closed:
+            connection.invalidate(error)
+        raise store_unavailable() from error
 
 
 def migrate(engine: Engine) -> None:

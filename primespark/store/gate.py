@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, text
+from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from primespark.core.values import clean_text
 from primespark.errors import AuthenticationError, ConflictError, InvalidInputError
-from primespark.store import commands, documents, facts, labels, samples, server, sync_log
+from primespark.store import commands, documents, fact_rows, facts, labels, samples, server, sync_log
 from primespark.store.reconciliation import DocumentRules, reconcile
 from primespark.store.schema import batch, device, lost, watermark
 from primespark.sync.records import (
@@ -118,7 +118,7 @@ class _Intake:
 
     def store(self, connection: Connection, received_at: datetime) -> None:
         """Write everything; what others may wait for comes last."""
-        _insert_facts(connection, self.device_id, self.epoch, self.batch_seq, self._facts)
+        fact_rows.insert(connection, self.device_id, self.epoch, self.batch_seq, self._facts)
         _insert_lost(connection, self._lost, received_at)
         _move_watermarks(connection, self.device_id, self.epoch, {s: self.watermarks[s] for s in self._moved})
         samples.insert(connection, self._samples)
@@ -269,36 +269,6 @@ def _watermarks(connection: Connection, request: PushRequest) -> dict[str, int]:
         )
     )
     return {row.stream: row.seq for row in rows}
-
-
-def _insert_facts(
-    connection: Connection, device_id: str, epoch: int, batch_seq: int, taken: list[tuple[Fact, str]]
-) -> None:
-    if not taken:
-        return
-    connection.execute(
-        text(
-            "INSERT INTO sync.fact"
-            " (device_id, epoch, batch_seq, stream, seq, data_class, time, boot_id, monotonic_ns, quality, value)"
-            " SELECT :device_id, :epoch, :batch_seq, given.*"
-            " FROM unnest(CAST(:streams AS text[]), CAST(:seqs AS bigint[]), CAST(:classes AS text[]),"
-            " CAST(:times AS timestamptz[]), CAST(:boots AS text[]),"
-            " CAST(:monotonic AS bigint[]), CAST(:qualities AS text[]), CAST(:values AS jsonb[])) AS given"
-        ),
-        {
-            "device_id": device_id,
-            "epoch": epoch,
-            "batch_seq": batch_seq,
-            "streams": [fact.stream for fact, _ in taken],
-            "seqs": [fact.seq for fact, _ in taken],
-            "classes": [fact.data_class.value for fact, _ in taken],
-            "times": [fact.time for fact, _ in taken],
-            "boots": [fact.boot_id for fact, _ in taken],
-            "monotonic": [fact.monotonic_ns for fact, _ in taken],
-            "qualities": [fact.quality for fact, _ in taken],
-            "values": [value for _, value in taken],
-        },
-    )
 
 
 def _insert_lost(connection: Connection, rows: list[dict[str, Any]], received_at: datetime) -> None:
