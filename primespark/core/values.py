@@ -6,6 +6,8 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic_core import to_json
+
 from primespark.errors import InvalidInputError
 
 # Between these every time has a form in all clients; a clock that never was set starts at the epoch.
@@ -15,6 +17,9 @@ LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 LARGEST_NUMBER = 1e140
 # One for all: making an encoder for each value, as `json.dumps` does, costs as much as encoding a small one.
 _to_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+
+# Python writes out numbers of up to 4300 digits.
+_MAX_SHORT_CHARACTERS = 4096
 
 
 def storable_json(value: Any) -> str:
@@ -35,14 +40,31 @@ def storable_json(value: Any) -> str:
     return text
 
 
+def storable_parsed_json(value: Any) -> str:
+    """As `storable_json`, at a tenth of the cost where it is short, for what was read from JSON and nothing else.
+
+    Raises:
+        InvalidInputError: As `storable_json`, of the same values.
+    """
+    try:
+        text = to_json(value).decode()
+    except ValueError:
+        return storable_json(value)
+    # It writes NaN and infinity, and numbers without an end, which are longer than this.
+    if len(text) > _MAX_SHORT_CHARACTERS or "NaN" in text or "Infinity" in text or "\\u0000" in text:
+        return storable_json(value)
+    return text
+
+
 def check_text(*texts: str) -> None:
     """Refuse what a `text` column cannot keep.
 
     Raises:
         InvalidInputError: Code `unstorable_value`.
     """
-    if not all(is_storable_text(text) for text in texts):
-        raise _unstorable()
+    for text in texts:
+        if not is_storable_text(text):
+            raise _unstorable()
 
 
 def is_storable_text(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from primespark.core.values import LARGEST_NUMBER, check_text, check_time, storable_json
+from primespark.core.values import LARGEST_NUMBER, check_text, check_time, storable_parsed_json
 from primespark.errors import InvalidInputError
 from primespark.store.labels import Label
 from primespark.store.samples import Sample, check
@@ -40,7 +40,7 @@ def storable_value(fact: Fact) -> str:
     Raises:
         InvalidInputError: Code `unstorable_value` or `fact_too_large`.
     """
-    value = storable_json(fact.value)
+    value = storable_parsed_json(fact.value)
     # A character takes at most four bytes.
     if len(value) > MAX_VALUE_BYTES // 4 and len(value.encode()) > MAX_VALUE_BYTES:
         raise InvalidInputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, select
@@ -181,19 +182,27 @@ class _Intake:
     def _ranges(self) -> list[sync_log.FactRange]:
         sizes: dict[tuple[str, str], int] = {}
         groups: dict[tuple[str, str, int], list[Fact]] = {}
-        for fact, value in self._facts:
-            kind = (fact.stream, fact.data_class)
-            sizes[kind] = sizes.get(kind, 0) + (len(value) if value.isascii() else len(value.encode()))
-            groups.setdefault((*kind, sizes[kind] // MAX_LOG_ROW_BYTES), []).append(fact)
-        return [
-            sync_log.FactRange(
-                data_class=data_class, device_id=self.device_id, epoch=self.epoch,
-                batch_seq=self.batch_seq, stream=stream,
-                seq_from=group[0].seq, seq_to=group[-1].seq, rows=len(group),
-                time_from=min(fact.time for fact in group), time_to=max(fact.time for fact in group),
-            )
-            for (stream, data_class, _), group in groups.items()
-        ]  # fmt: skip
+        for kind, run in groupby(self._facts, key=_kind):
+            size = sizes.get(kind, 0)
+            for fact, value in run:
+                size += len(value) if value.isascii() else len(value.encode())
+                groups.setdefault((*kind, size // MAX_LOG_ROW_BYTES), []).append(fact)
+            sizes[kind] = size
+        return [self._range(stream, data_class, group) for (stream, data_class, _), group in groups.items()]
+
+    def _range(self, stream: str, data_class: str, group: list[Fact]) -> sync_log.FactRange:
+        times = [fact.time for fact in group]
+        return sync_log.FactRange(
+            data_class=data_class, device_id=self.device_id, epoch=self.epoch, batch_seq=self.batch_seq,
+            stream=stream, seq_from=group[0].seq, seq_to=group[-1].seq, rows=len(group), time_from=min(times),
+            time_to=max(times),
+        )  # fmt: skip
+
+
+def _kind(taken: tuple[Fact, str]) -> tuple[str, str]:
+    fact = taken[0]
+    # `_value_`, since hashing a member of an enum is a call.
+    return fact.stream, fact.data_class._value_
 
 
 def _lock_device(connection: Connection, device_id: str) -> int:

@@ -18,7 +18,6 @@ from primespark.core.values import storable_json
 from primespark.errors import UnavailableError
 from primespark.store import fact_rows
 from primespark.sync.records import Fact, Quality
-from tests.helpers import rounds
 from tests.integration.store.builders import fact
 
 _zones = (
@@ -51,7 +50,7 @@ _facts = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=rounds(60, 2000), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_facts, max_size=4))
 def test_what_is_written_is_read(store_engine: Engine, facts: list[Fact]) -> None:
     numbered = [known.model_copy(update={"seq": seq}) for seq, known in enumerate(facts, 1)]
