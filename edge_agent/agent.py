@@ -28,6 +28,7 @@ from edge_agent.database import Database
 from edge_agent.database_file import LOG_BYTES
 from edge_agent.device_clock import DeviceClock
 from edge_agent.documents import Documents
+from edge_agent.exchange import Exchange
 from edge_agent.hardware import Hardware
 from edge_agent.inference_service import InferenceService
 from edge_agent.labelled_folder import LabelledFolder
@@ -37,7 +38,6 @@ from edge_agent.outgoing import Outgoing
 from edge_agent.queue import OfflineQueue
 from edge_agent.slots.in_service import Slots
 from edge_agent.slots.serving import serving
-from edge_agent.sync_engine import SyncEngine
 from edge_agent.sync_report import SyncReport
 from edge_agent.telemetry import Telemetry
 from primespark.core.logging import get_logger
@@ -82,7 +82,7 @@ class _Agent:
     sight: CaptureParts
     labelled: LabelledFolder | None
     deployer: ModelDeployer
-    engine: SyncEngine | None
+    exchange: Exchange | None
     gate: Any
     detector: Future[ServedModel | None]
     accelerator: Accelerator
@@ -128,8 +128,8 @@ class _Agent:
             loops["telemetry"] = self.telemetry.run()
         if self.labelled is not None:
             loops["labels"] = self.labelled.run()
-        if self.engine is not None:
-            loops["sync"] = self.engine.run()
+        if self.exchange is not None:
+            loops["sync"] = self.exchange.run()
             loops["sync-report"] = self.report.run()
         if self.monitor is not None:
             loops["link"] = self.monitor.run()
@@ -182,7 +182,7 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
         database, edge.device_id, settings.sync.batch_records, bandwidth.batch_bytes(_batch_bytes(files)),
         settings.sync.backlog_records_per_s, clock=clock,
     )  # fmt: skip
-    engine = monitor = None
+    exchange = monitor = None
     commands_came = asyncio.Event()
     if gate is not None:
 
@@ -190,24 +190,24 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
             deployer.notify()
             commands_came.set()
 
-        engine = SyncEngine(
+        exchange = Exchange(
             gate, files, outgoing, documents, settings.sync, device_id=edge.device_id, on_documents=on_documents
         )
-        monitor = ConnectivityMonitor(gate.url, settings.network.probe, gate.link, engine.link_returned)
-        database.watch_from_loop(engine.notify)
+        monitor = ConnectivityMonitor(gate.url, settings.network.probe, gate.link, exchange.link_returned)
+        database.watch_from_loop(exchange.notify)
     sight = _capture_parts(settings, folder, service, queue)
     labelled = LabelledFolder(edge.capture.labelled_folder, queue) if edge.capture.labelled_folder else None
-    device = Device(edge.device_id, service, language, queue, documents, engine, hardware, clock, monitor)
+    device = Device(edge.device_id, service, language, queue, documents, exchange, hardware, clock, monitor)
     app = build_app(settings, folder, database, device, detector, sight)
     changes = Tickets()
     database.watch_from_loop(changes.wake_all)
     app.state.watchers = Watchers(changes)
     commands = None
-    if engine is not None:
-        handlers = handlers_of(engine.synchronise_now, app.state.cache)
+    if exchange is not None:
+        handlers = handlers_of(exchange.synchronise_now, app.state.cache)
         commands = CommandRunner(database, queue, handlers, edge.commands, commands_came)
     return _Agent(
-        settings, database, app, service, language, telemetry, hardware, sight, labelled, deployer, engine, gate,
+        settings, database, app, service, language, telemetry, hardware, sight, labelled, deployer, exchange, gate,
         detector, accelerator, SyncReport(queue, documents), monitor, changes, commands,
     )  # fmt: skip
 

@@ -19,12 +19,12 @@ from pydantic import Field, StringConstraints
 from edge_agent.connectivity import ConnectivityMonitor
 from edge_agent.device_clock import DeviceClock
 from edge_agent.documents import Documents
+from edge_agent.exchange import Exchange, Phase, SyncState
 from edge_agent.hardware import Hardware
 from edge_agent.inference_service import Given, InferenceService
 from edge_agent.language_service import LanguageService
 from edge_agent.priority import Priority
 from edge_agent.queue import OfflineQueue
-from edge_agent.sync_engine import Phase, SyncEngine, SyncState
 from primespark.core.clock import to_rfc3339
 from primespark.core.settings import InferenceSettings
 from primespark.core.web import Principal, Role, read_body, read_model, require
@@ -53,7 +53,7 @@ class Device:
     language: LanguageService
     queue: OfflineQueue
     documents: Documents
-    engine: SyncEngine | None
+    exchange: Exchange | None
     hardware: Hardware
     clock: DeviceClock
     monitor: ConnectivityMonitor | None
@@ -133,7 +133,7 @@ async def inference_stats(here: Here) -> dict[str, Any]:
 async def offline_status(here: Here) -> dict[str, Any]:
     """What waits for the cloud."""
     status = await here.queue.status()
-    is_online = here.engine is not None and here.engine.state.phase is Phase.ONLINE
+    is_online = here.exchange is not None and here.exchange.state.phase is Phase.ONLINE
     return {"online": is_online, "link": here.link, **asdict(status)}
 
 
@@ -151,7 +151,7 @@ async def offline_queue(
 @router.get("/sync/status", dependencies=[Viewer])
 async def sync_status(here: Here) -> dict[str, Any]:
     """Both directions."""
-    state = here.engine.state if here.engine is not None else SyncState(Phase.ALONE)
+    state = here.exchange.state if here.exchange is not None else SyncState(Phase.ALONE)
     status, position = await here.queue.status(), await here.documents.position()
     return {
         "phase": state.phase, "online": state.phase is Phase.ONLINE, "code": state.code or None,
@@ -166,9 +166,9 @@ async def sync_status(here: Here) -> dict[str, Any]:
 @router.post("/sync/run", status_code=202)
 async def synchronise(here: Here, _: Operator) -> dict[str, Any]:
     """Push and pull now; how it went is in `/api/v1/sync/status`."""
-    if here.engine is None:
+    if here.exchange is None:
         raise ConflictError("this device has no cloud", remedy="set network.cloud_url", code="no_cloud")
-    here.engine.synchronise_now()
+    here.exchange.synchronise_now()
     return {"started": True}
 
 

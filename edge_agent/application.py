@@ -121,7 +121,7 @@ class _Health:
     async def summary(self) -> dict[str, Any]:
         """The device in a few words."""
         device, capture = self._device, self._sight.capture
-        missing, state = await self.readiness(), device.engine.state if device.engine else None
+        missing, state = await self.readiness(), device.exchange.state if device.exchange else None
         sources = dict(capture.sources) if capture else {}
         standing_by = {name: slot.model.fault for name, slot in device.service.slots.items() if slot.model.fault}
         faults = {name: source.fault or source.frame_fault for name, source in sources.items()}

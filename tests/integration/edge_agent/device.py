@@ -18,6 +18,7 @@ from edge_agent.credentials import CredentialFiles
 from edge_agent.database import Database
 from edge_agent.device_clock import DeviceClock
 from edge_agent.documents import Documents
+from edge_agent.exchange import Exchange
 from edge_agent.gate_client import GateClient
 from edge_agent.inference_service import InferenceService
 from edge_agent.model_deployer import ModelDeployer
@@ -25,7 +26,6 @@ from edge_agent.outgoing import Outgoing
 from edge_agent.queue import NewFact, OfflineQueue
 from edge_agent.slots.in_service import Slots
 from edge_agent.slots.serving import serving
-from edge_agent.sync_engine import SyncEngine
 from primespark.core.settings import (
     EdgeSettings,
     InferenceSettings,
@@ -51,7 +51,7 @@ class Device:
     queue: OfflineQueue
     documents: Documents
     outgoing: Outgoing
-    engine: SyncEngine
+    engine: Exchange
     slots: Slots
     gate: GateClient
 
@@ -108,7 +108,7 @@ async def running_device(
         deployer.notify()
         commands_came.set()
 
-    engine = SyncEngine(gate, files, outgoing, documents, settings, device_id=device_id, on_documents=on_documents)
+    engine = Exchange(gate, files, outgoing, documents, settings, device_id=device_id, on_documents=on_documents)
     commands = CommandRunner(database, queue, handlers_of(engine.synchronise_now, None), {"sync_now"}, commands_came)
     loop = asyncio.get_running_loop()
 

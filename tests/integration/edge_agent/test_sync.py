@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.database import Database
-from edge_agent.sync_engine import Phase
+from edge_agent.exchange import Phase
 from primespark.core.settings import OfflineSettings
 from primespark.embedded.link import Link
 from primespark.errors import OverloadedError

@@ -79,7 +79,7 @@ class SyncState:
     pushed_records: int = 0
 
 
-class SyncEngine:
+class Exchange:
     """One device's exchange with one cloud.
 
     Args:
