@@ -18,9 +18,9 @@ from primespark.core.web import Principal, Role, require
 from primespark.core.web.access import allow_anyone
 from primespark.core.web.bodies import parse_model, read_body, read_model
 from primespark.errors import AuthorizationError, MalformedError
-from primespark.store import devices, server, tombstones
+from primespark.store import devices, server, sync_log, tombstones
 from primespark.store import gate as store_gate
-from primespark.store.groups import MAX_GROUPS_OF_A_DEVICE
+from primespark.store.groups import MAX_GROUPS_OF_A_DEVICE, scopes_of
 from primespark.sync.records import (
     MAX_RECORDS_PER_BATCH,
     EnrolRequest,
@@ -129,6 +129,8 @@ async def pull(
         if page.changes or is_moved or remaining_s <= 0:
             ticket.cancel()
             return _page(page, is_old=groups is None)
+        scopes = scopes_of(device.name, page.groups or [])
+        cloud.notifier.narrow(ticket, map(sync_log.topic_of, scopes))
         if not await cloud.notifier.wait_for(ticket, remaining_s):
             return _page(page, is_old=groups is None)
         cursor, snapshot = page.next_cursor, page.snapshot or 0

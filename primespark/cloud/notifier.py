@@ -19,7 +19,10 @@ log = get_logger(__name__)
 
 
 class Notifier(Tickets):
-    """Wakes whoever waits when the sync log has grown; used on one event loop.
+    """Wakes who waits for what the sync log grew by; used on one event loop.
+
+    A topic is a scope of documents and commands (`sync_log.topic_of`) or `sync_log.FACTS`. So what one device pushes
+    wakes no other's pull: with all of them woken by each push, the reads of a fleet would grow with its square.
 
     Args:
         listen: Opens the listener; it is opened again when its connection breaks.
@@ -54,8 +57,9 @@ class Notifier(Tickets):
             while True:
                 await readable.wait()
                 readable.clear()
-                if listener.wait(0):
-                    self.wake_all()
+                notified = listener.wait_for_payloads(0)
+                if notified:
+                    self.wake({topic for _, topic in notified})
         finally:
             loop.remove_reader(descriptor)
             listener.close()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Set
 
 
 class Tickets:
     """Wakes whoever waits; used on one event loop."""
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        # None: whatever happens wakes it.
+        self._waiting: dict[asyncio.Future[None], frozenset[str] | None] = {}
         self._closed = False
 
     @property
@@ -18,14 +20,19 @@ class Tickets:
         return self._closed
 
     def ticket(self) -> asyncio.Future[None]:
-        """A future that the next `wake_all` completes; taken before a look, it misses nothing that comes after it."""
+        """A future that the next wake completes; taken before a look, it misses nothing that comes after it."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._closed:
             future.cancel()
         else:
-            self._waiting.add(future)
-            future.add_done_callback(self._waiting.discard)
+            self._waiting[future] = None
+            future.add_done_callback(lambda done: self._waiting.pop(done, None))
         return future
+
+    def narrow(self, ticket: asyncio.Future[None], topics: Iterable[str]) -> None:
+        """From now on only these topics wake it: for what is known to matter after the look only."""
+        if ticket in self._waiting:
+            self._waiting[ticket] = frozenset(topics)
 
     async def wait_for(self, ticket: asyncio.Future[None], timeout_s: float) -> bool:
         """Whether somebody woke it before the time was over or the service stopped; the ticket is spent afterwards."""
@@ -43,6 +50,14 @@ class Tickets:
 
     def wake_all(self) -> None:
         """Complete all tickets."""
-        for future in list(self._waiting):
+        self._complete(list(self._waiting))
+
+    def wake(self, topics: Set[str]) -> None:
+        """Complete the tickets of these topics, and those that were not narrowed."""
+        self._complete([future for future, own in self._waiting.items() if own is None or not own.isdisjoint(topics)])
+
+    @staticmethod
+    def _complete(futures: list[asyncio.Future[None]]) -> None:
+        for future in futures:
             if not future.done():
                 future.set_result(None)

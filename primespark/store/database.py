@@ -187,6 +187,14 @@ class Listener:
         Raises:
             UnavailableError: The connection broke.
         """
+        return frozenset(channel for channel, _ in self.wait_for_payloads(timeout_s))
+
+    def wait_for_payloads(self, timeout_s: float) -> frozenset[tuple[str, str]]:
+        """The same, each with what was said.
+
+        Raises:
+            UnavailableError: The connection broke.
+        """
         deadline = time.monotonic() + timeout_s
         readable = select.poll()
         with _driver_errors():
@@ -194,7 +202,7 @@ class Listener:
             while True:
                 self._connection.poll()
                 if self._connection.notifies:
-                    notified = frozenset(notification.channel for notification in self._connection.notifies)
+                    notified = frozenset((said.channel, said.payload) for said in self._connection.notifies)
                     self._connection.notifies.clear()
                     return notified
                 remaining_s = deadline - time.monotonic()

@@ -94,7 +94,7 @@ def append_facts(connection: Connection, ranges: Sequence[FactRange], received_a
                 rows=entry.rows, time_from=entry.time_from, time_to=entry.time_to, received_at=received_at,
             )
         )  # fmt: skip
-    _notify(connection)
+    connection.execute(text("SELECT pg_notify(:channel, :topic)"), {"channel": CHANNEL, "topic": FACTS})
 
 
 def append_document(connection: Connection, data_class: str, scope: str, key: str) -> int:
@@ -112,7 +112,7 @@ def _append_one(connection: Connection, kind: str, data_class: str, scope: str, 
     log_seq: int = connection.execute(
         insert(log).values(kind=kind, data_class=data_class, rows=1, scope=scope, key=key).returning(log.c.log_seq)
     ).scalar_one()
-    _notify(connection)
+    wake(connection, scope)
     return log_seq
 
 
@@ -170,9 +170,10 @@ def _page_end(connection: Connection, after: int, limit: int) -> int | None:
 
 
 def wake(connection: Connection, scope: str) -> None:
-    """Wake who waits for documents of `scope` at commit, though the log does not grow."""
-    connection.execute(text("SELECT pg_notify(:channel, :topic)"), {"channel": CHANNEL, "topic": f"{DOCUMENT}:{scope}"})
+    """Wake who waits for documents of `scope`, or commands to it, at commit, whether or not the log grows."""
+    connection.execute(text("SELECT pg_notify(:channel, :topic)"), {"channel": CHANNEL, "topic": topic_of(scope)})
 
 
-def _notify(connection: Connection) -> None:
-    connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
+def topic_of(scope: str) -> str:
+    """What a notification about documents of `scope` and commands to it says; one about facts says `FACTS`."""
+    return f"{DOCUMENT}:{scope}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from primespark.cloud.main import build, build_app
 from primespark.cloud.state import Cloud
@@ -22,7 +23,7 @@ from primespark.core.settings import Settings, load_settings
 from primespark.core.web.server import bind
 from primespark.embedded.ports import choose_port
 from primespark.errors import ConfigurationError
-from primespark.store import access, database, devices, documents
+from primespark.store import access, database, devices, documents, groups
 
 MOMENT = "2026-11-20T10:00:00.000000Z"
 
@@ -210,7 +211,7 @@ async def test_a_waiting_pull_is_answered_by_a_write(gate: Gate) -> None:
     start = (await gate.client.get("/sync/v1/pull", headers=key)).json()["next_cursor"]
     waiting = asyncio.create_task(gate.client.get(f"/sync/v1/pull?cursor={start}&wait=20", headers=key))
     async with asyncio.timeout(5):
-        while not gate.cloud.notifier._waiting:  # noqa: ASYNC110 (a set, which sets no event)
+        while not gate.cloud.notifier._waiting:  # noqa: ASYNC110 (a dictionary, which sets no event)
             await asyncio.sleep(0.002)
     patched = await gate.client.patch(
         "/api/v1/devices/edge-1/records/configurations/twin", json={"desired": {"rate": 3}}, headers=gate.admin
@@ -221,6 +222,48 @@ async def test_a_waiting_pull_is_answered_by_a_write(gate: Gate) -> None:
     assert change["change"]["value"] == {"desired": {"rate": 3}}
     again = await gate.client.get(f"/sync/v1/pull?cursor={page['next_cursor']}", headers=key)
     assert again.json()["changes"] == []
+
+
+@contextmanager
+def count_page_reads(engine: Engine) -> Iterator[list[str]]:
+    """The statements by which pulls read their pages."""
+    reads: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "FROM sync.document" in statement and "ORDER BY sync.document.log_seq" in statement:
+            reads.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield reads
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize("scope", ["edge-1", "group:a", "fleet"])
+async def test_a_waiting_pull_is_woken_by_its_scopes_and_nothing_else(gate: Gate, scope: str) -> None:
+    key, other = await gate.enrol(), await gate.enrol("edge-2")
+
+    def write(scope: str) -> None:
+        with gate.cloud.engine.begin() as connection:
+            documents.write_cloud(connection, scope, "light", {"on": True})
+
+    with gate.cloud.engine.begin() as connection:
+        groups.join(connection, "edge-1", "a")
+    start = (await gate.client.get("/sync/v1/pull?groups=a", headers=key)).json()["next_cursor"]
+    with count_page_reads(gate.cloud.engine) as reads:
+        waiting = asyncio.create_task(gate.client.get(f"/sync/v1/pull?cursor={start}&wait=20&groups=a", headers=key))
+        async with asyncio.timeout(5):
+            while not any(gate.cloud.notifier._waiting.values()):  # noqa: ASYNC110 (a dictionary, which sets no event)
+                await asyncio.sleep(0.002)
+        for number in range(1, 6):
+            assert (await gate.push(other, batch(number, [fact(number)], "edge-2"))).status_code == 200
+            await asyncio.to_thread(write, "edge-2" if number % 2 else "group:b")
+        assert not waiting.done()
+        await asyncio.to_thread(write, scope)
+        page = (await asyncio.wait_for(waiting, 10)).json()
+    assert [change["change"]["scope"] for change in page["changes"]] == [scope]
+    assert len(reads) == 2
 
 
 async def test_waiting_pulls_end_when_the_service_stops(gate: Gate) -> None:

@@ -202,7 +202,7 @@ async def test_a_group_is_joined_read_and_left(gate: Gate) -> None:
     waiting = f"/sync/v1/pull?cursor={start['next_cursor']}&snapshot={start['snapshot']}&wait=20&groups="
     told = asyncio.create_task(gate.client.get(waiting, headers=key))
     async with asyncio.timeout(5):
-        while not gate.cloud.notifier._waiting:  # noqa: ASYNC110 (a set, which sets no event)
+        while not gate.cloud.notifier._waiting:  # noqa: ASYNC110 (a dictionary, which sets no event)
             await asyncio.sleep(0.002)
     joined = [await gate.client.put(member, headers=gate.admin) for _ in range(2)]
     assert [answer.status_code for answer in joined] == [201, 200]
