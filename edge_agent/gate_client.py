@@ -308,4 +308,5 @@ def _stranger(answer: _Answer) -> UnavailableError:
 
 def _retry_after(answer: _Answer) -> float | None:
     text = answer.headers.get("retry-after", "")
-    return float(text) if text.isdigit() else None
+    # Of some digits, as ², no number is made.
+    return float(text) if text.isdecimal() else None

@@ -242,10 +242,12 @@ async def test_a_full_queue_refuses_and_loses_nothing(gate: RunningGate, tmp_pat
     assert gate.oracle.values("telemetry") == list(range(26))
 
 
-async def test_what_is_no_gate_is_waited_for(tmp_path: Path, gate: RunningGate) -> None:
+@pytest.mark.parametrize("head", ["200 OK", "503 Busy\r\nRetry-After: \xb2"])
+async def test_what_is_no_gate_is_waited_for(tmp_path: Path, gate: RunningGate, head: str) -> None:
     async def portal(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\nConnection: close\r\n\r\n<html></html>")
+        headers = f"HTTP/1.1 {head}\r\nContent-Length: 13\r\nConnection: close\r\n\r\n"
+        writer.write(headers.encode("latin-1") + b"<html></html>")
         await writer.drain()
         writer.close()
 
