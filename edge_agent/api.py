@@ -168,6 +168,7 @@ async def synchronise(here: Here, _: Operator) -> dict[str, Any]:
     """Push and pull now; how it went is in `/api/v1/sync/status`."""
     if here.exchange is None:
         raise ConflictError("this device has no cloud", remedy="set network.cloud_url", code="no_cloud")
+    await here.exchange.look_again()
     here.exchange.synchronise_now()
     return {"started": True}
 

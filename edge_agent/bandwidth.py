@@ -80,6 +80,10 @@ class Bandwidth:
             yield piece
             place += len(piece)
 
+    async def sent(self, count: int) -> None:
+        """Wait until `count` bytes may be sent."""
+        await self._up.take(count)
+
     async def received(self, count: int) -> None:
         """Wait until more may be received after `count` bytes."""
         await self._down.pay(count)

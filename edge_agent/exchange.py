@@ -131,6 +131,10 @@ class Exchange:
         self._push_backoff.wake()
         self._pull_backoff.wake()
 
+    async def look_again(self) -> None:
+        """Count what other programs have left in the queue too."""
+        await self._outgoing.count()
+
     def link_returned(self) -> None:
         """The cloud can be reached: end pauses that wait for just that."""
         if self.state.phase is Phase.OFFLINE and self.state.code in _NOT_REACHED:

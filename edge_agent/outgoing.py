@@ -85,6 +85,10 @@ class Outgoing:
         """How long a backlog that has had its share waits for the next."""
         return self._backlog.wait_s(self._batch_records)
 
+    async def count(self) -> None:
+        """Count what waits; after a commit of this process that happens by itself."""
+        await self._database.run(self._count)
+
     async def epoch(self) -> int | None:
         """The epoch the sequences count in; None when the cloud has to give one."""
         return await self._database.run(replica.epoch_of)

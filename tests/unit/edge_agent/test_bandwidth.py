@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from edge_agent.bandwidth import Bandwidth
+from edge_agent.bandwidth_optimizer import BandwidthOptimizer
+from edge_agent.sync_records import DataType, SyncRecord
+from primespark.core.encoding import decode_body
 from primespark.core.link_settings import BandwidthSettings
 
 
@@ -115,3 +118,23 @@ def test_a_window_is_as_long_as_it_says(minute: int, begin: int, length: int) ->
 def test_what_is_no_limit_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         BandwidthSettings.model_validate(wrong)
+
+
+async def test_a_program_beside_the_agent_keeps_to_the_limit_and_sends_what_matters_first() -> None:
+    time = Time([])
+    limited = Bandwidth(BandwidthSettings(bytes_per_s=10_000), monotonic_s=lambda: time.now_s, sleep=time.sleep)
+    optimizer = BandwidthOptimizer(limited)
+    for _ in range(11):
+        await optimizer.throttle(10_000)
+    assert time.now_s - 1000 == pytest.approx(10)
+    body, headers = optimizer.compress(b"telemetry " * 1000)
+    assert len(body) < 200
+    assert decode_body(
+        body, encoding=headers["Content-Encoding"], digest=headers["Content-Digest"], max_bytes=10_000
+    ) == (b"telemetry " * 1000)
+    kinds = [DataType.TELEMETRY, DataType.CONFIGURATIONS, DataType.METRICS, DataType.CONFIGURATIONS]
+    records = [
+        SyncRecord(f"r{number}", kind, "edge", "cloud", "", 1, datetime(2026, 1, 1, tzinfo=UTC), 9 - number)
+        for number, kind in enumerate(kinds)
+    ]
+    assert [record.record_id for record in optimizer.prioritize(records)] == ["r3", "r1", "r2", "r0"]
