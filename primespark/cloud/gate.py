@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from primespark.cloud.lanes import Lane
 from primespark.cloud.metrics import RECORDS
 from primespark.cloud.state import Cloud, cloud_of
 from primespark.core.clock import utc_now
@@ -91,6 +92,7 @@ async def push(request: Request, cloud: CloudState, device: Device) -> PushRespo
     """Apply one batch in one transaction, once, however often it is sent."""
     # Checked when the body is read, so it is the digest of the bytes as sent.
     digest = _required(request, "content-digest").strip()
+    cloud.lanes.check(Lane.PUSHES)
     payload = await read_body(request)
     batch = await asyncio.to_thread(parse_model, payload, PushRequest)
     _check_identity(request, batch, device)
@@ -98,6 +100,7 @@ async def push(request: Request, cloud: CloudState, device: Device) -> PushRespo
     answer = await cloud.transact(
         lambda connection: store_gate.apply_batch(connection, batch, digest, received_at, cloud.document_rules),
         cloud.push_deadline_s,
+        Lane.PUSHES,
     )
     RECORDS.labels(answer.status).inc(len(batch.records))
     return answer

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from sqlalchemy import text
 
 from primespark.cloud import blobs_api, commands_api, conflicts_api, gate, lineage_api, people, records_api
+from primespark.cloud.lanes import LaneByPath, Lanes
 from primespark.cloud.notifier import Notifier
 from primespark.cloud.state import Cloud
 from primespark.core.logging import configure_logging, get_logger
@@ -52,6 +53,7 @@ def run(settings: Settings) -> None:
     app = build_app(cloud)
     served = serve(app, settings.cloud.host, settings.cloud.port, cloud.notifier.close, _MAX_CONNECTIONS)
     asyncio.run(served)
+    cloud.lanes.close()
     cloud.engine.dispose()
 
 
@@ -69,6 +71,7 @@ def build(settings: Settings, root: Path) -> Cloud:
     return Cloud(
         settings=settings,
         engine=engine,
+        lanes=Lanes(settings.cloud.store.pool_size),
         notifier=notifier,
         watchers=Watchers(notifier),
         blobs=BlobStore(root / "blobs"),
@@ -116,6 +119,7 @@ def build_app(cloud: Cloud) -> FastAPI:
         open_health=cloud.settings.security.open_health,
         lifespan=lifespan,
     )
+    app.add_middleware(LaneByPath)
     app.state.cloud = cloud
     return app
 

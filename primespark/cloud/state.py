@@ -10,6 +10,7 @@ from typing import TypeVar
 from fastapi import Request
 from sqlalchemy import Connection, Engine
 
+from primespark.cloud.lanes import Lane, Lanes
 from primespark.cloud.notifier import Notifier
 from primespark.core.manifests import SigningKey
 from primespark.core.settings import Settings
@@ -36,6 +37,7 @@ class Cloud:
 
     settings: Settings
     engine: Engine
+    lanes: Lanes
     notifier: Notifier
     blobs: BlobStore
     signing_key: SigningKey
@@ -50,15 +52,18 @@ class Cloud:
         rules = [StrategyRule(rule.data_class, rule.prefix, Strategy(rule.strategy)) for rule in sync.strategies]
         return DocumentRules(rules, sync.fleet_writable)
 
-    async def transact(self, work: Callable[[Connection], Answer], deadline_s: float | None = None) -> Answer:
-        """Run `work` in one transaction on a thread; its answer once it is committed.
+    async def transact(
+        self, work: Callable[[Connection], Answer], deadline_s: float | None = None, lane: Lane | None = None
+    ) -> Answer:
+        """Run `work` in one transaction on a thread of a lane; its answer once it is committed.
 
         Args:
             work: What to do.
-            deadline_s: How long to wait for it; `self.deadline_s` when absent.
+            deadline_s: How long to wait for it, and for its turn; `self.deadline_s` when absent.
+            lane: Where it waits for its turn; with others of the request's path when absent.
 
         Raises:
-            UnavailableError: The store refuses or the connection broke.
+            UnavailableError: The store refuses or the connection broke; code `gate_overloaded`: too many wait.
             DeadlineExceededError: It is silent; `work` may yet be committed, when the store answers again.
         """
 
@@ -69,7 +74,7 @@ class Cloud:
         limit_s = self.deadline_s if deadline_s is None else deadline_s
         try:
             async with asyncio.timeout(limit_s):
-                return await asyncio.to_thread(run)
+                return await self.lanes.run(run, lane)
         except TimeoutError:
             raise DeadlineExceededError(
                 f"the store has not answered for {limit_s:.0f} s",

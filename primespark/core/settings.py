@@ -133,7 +133,8 @@ class StoreSettings(Section):
     """PostgreSQL, embedded or by URL."""
 
     url: SecretStr | None = None
-    pool_size: PositiveInt = 10
+    # At least one for each lane of the gate.
+    pool_size: Annotated[int, Field(ge=5)] = 10
 
 
 class CacheSettings(Section):
