@@ -126,7 +126,11 @@ async def pull(
             # One that knows nothing of groups knows nothing of commands: it would take no page with one.
             takes_commands=groups is not None,
         )  # fmt: skip
-        page = await cloud.transact(read)
+        try:
+            page = await cloud.transact(read)
+        except BaseException:
+            ticket.cancel()
+            raise
         remaining_s = deadline - asyncio.get_running_loop().time()
         is_moved = groups is not None and groups != ",".join(page.groups or ())
         if page.changes or is_moved or remaining_s <= 0:

@@ -266,6 +266,16 @@ async def test_a_waiting_pull_is_woken_by_its_scopes_and_nothing_else(gate: Gate
     assert len(reads) == 2
 
 
+async def test_a_pull_that_is_refused_waits_for_nothing_any_more(gate: Gate) -> None:
+    key = await gate.enrol()
+    with gate.cloud.engine.begin() as connection:
+        connection.execute(text("UPDATE sync.round SET tombstone_watermark = 100"))
+    answer = await gate.client.get("/sync/v1/pull?cursor=5&wait=20", headers=key)
+    assert (answer.status_code, answer.json()["code"]) == (410, "must_resync")
+    await asyncio.sleep(0)  # one turn of the loop, in which the ticket goes
+    assert not gate.cloud.notifier._waiting
+
+
 async def test_waiting_pulls_end_when_the_service_stops(gate: Gate) -> None:
     key = await gate.enrol()
     start = (await gate.client.get("/sync/v1/pull", headers=key)).json()["next_cursor"]
