@@ -18,9 +18,9 @@ from benchmarks.processes import postgres
 from benchmarks.result import Result
 from primespark.core.clock import utc_now
 from primespark.core.encoding import decode_body, encode_body
-from primespark.core.web.bodies import parse_model
+from primespark.core.web.bodies import parse_with
 from primespark.store import database, devices, gate
-from primespark.sync.records import PushRequest
+from primespark.sync.batches import read_batch
 
 RECORDS = 1000
 ROUNDS = 15
@@ -82,7 +82,7 @@ def _push(engine: Engine, body: bytes, headers: dict[str, str]) -> None:
     payload = decode_body(
         body, encoding=headers["Content-Encoding"], digest=headers["Content-Digest"], max_bytes=10_000_000
     )
-    request = parse_model(payload, PushRequest)
+    request = parse_with(read_batch, payload)
     with engine.begin() as connection:
         gate.apply_batch(connection, request, headers["Content-Digest"], utc_now())
 

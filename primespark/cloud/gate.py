@@ -17,11 +17,12 @@ from primespark.cloud.state import Cloud, cloud_of
 from primespark.core.clock import utc_now
 from primespark.core.web import Principal, Role, require
 from primespark.core.web.access import allow_anyone
-from primespark.core.web.bodies import parse_model, read_body, read_model
+from primespark.core.web.bodies import parse_with, read_body, read_model
 from primespark.errors import AuthorizationError, MalformedError
 from primespark.store import devices, server, sync_log, tombstones
 from primespark.store import gate as store_gate
 from primespark.store.groups import MAX_GROUPS_OF_A_DEVICE, scopes_of
+from primespark.sync.batches import read_batch
 from primespark.sync.records import (
     MAX_RECORDS_PER_BATCH,
     EnrolRequest,
@@ -94,7 +95,7 @@ async def push(request: Request, cloud: CloudState, device: Device) -> PushRespo
     digest = _required(request, "content-digest").strip()
     cloud.lanes.check(Lane.PUSHES)
     payload = await read_body(request)
-    batch = await asyncio.to_thread(parse_model, payload, PushRequest)
+    batch = await asyncio.to_thread(parse_with, read_batch, payload)
     _check_identity(request, batch, device)
     received_at = utc_now()
     answer = await cloud.transact(

@@ -173,9 +173,14 @@ def parse_model(body: bytes, model: type[Model]) -> Model:
         TooLargeError: Code `too_many_values`.
         InvalidInputError: JSON that is not a `model`; `errors` names each field.
     """
+    return parse_with(model.model_validate_json, body)
+
+
+def parse_with(read: Callable[[bytes], Model], body: bytes) -> Model:
+    """As `parse_model`, with what reads the model; it raises pydantic's ValidationError."""
     check_json_size(body)
     try:
-        return model.model_validate_json(body)
+        return read(body)
     except ValidationError as error:
         _refuse(error)
 

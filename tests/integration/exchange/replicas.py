@@ -21,12 +21,13 @@ from edge_agent.reading import Sweep
 from primespark.core.clock import utc_now, wall_clock_ms
 from primespark.core.encoding import decode_body
 from primespark.core.settings import OfflineSettings
-from primespark.core.web.bodies import parse_model
+from primespark.core.web.bodies import parse_with
 from primespark.errors import ConflictError, GoneError, MalformedError
 from primespark.store import devices, documents, gate, server, tombstones
 from primespark.store.reconciliation import DocumentRules
+from primespark.sync.batches import read_batch
 from primespark.sync.documents import Document, merge_patch
-from primespark.sync.records import DataClass, PullResponse, PushRequest, PushResponse
+from primespark.sync.records import DataClass, PullResponse, PushResponse
 
 Answer = TypeVar("Answer")
 _MAX_BYTES = 1_000_000
@@ -229,7 +230,7 @@ class Exchange:
             batch.body, encoding=batch.headers.get("Content-Encoding"), digest=batch.headers["Content-Digest"],
             max_bytes=_MAX_BYTES,
         )  # fmt: skip
-        request = parse_model(payload, PushRequest)
+        request = parse_with(read_batch, payload)
         with self.engine.connect() as connection:
             answer = gate.apply_batch(connection, request, batch.headers["Content-Digest"], utc_now(), self.rules)
             if is_rolled_back:
