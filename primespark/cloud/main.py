@@ -12,7 +12,16 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from primespark.cloud import blobs_api, commands_api, conflicts_api, gate, lineage_api, people, records_api
+from primespark.cloud import (
+    analytics_api,
+    blobs_api,
+    commands_api,
+    conflicts_api,
+    gate,
+    lineage_api,
+    people,
+    records_api,
+)
 from primespark.cloud.lanes import LaneByPath, Lanes
 from primespark.cloud.notifier import Notifier
 from primespark.cloud.state import Cloud
@@ -35,7 +44,7 @@ _STATEMENT_TIMEOUT_S = 30.0
 _SHORTEST_KEY = 16
 _ROUTERS = (
     gate.router, blobs_api.router, commands_api.router, conflicts_api.router, lineage_api.router, people.router,
-    records_api.router,
+    analytics_api.router, records_api.router,
 )  # fmt: skip
 
 log = get_logger(__name__)

@@ -1,12 +1,12 @@
-"""`/api/v1` for people: devices, labels, metrics."""
+"""`/api/v1` for people: devices, groups, labels."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import AwareDatetime, Base64Bytes, Field, StringConstraints
+from pydantic import Base64Bytes, Field, StringConstraints
 from sqlalchemy import Connection
 from starlette.responses import JSONResponse, Response
 
@@ -15,9 +15,9 @@ from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.identifiers import DeviceId, GroupName
 from primespark.core.values import check_text
 from primespark.core.web import Principal, Role, read_model, require
-from primespark.errors import InvalidInputError, TooLargeError
+from primespark.errors import TooLargeError
 from primespark.inference.images import decode_image
-from primespark.store import devices, groups, labels, samples
+from primespark.store import devices, groups, labels
 from primespark.store.facts import MAX_LABEL_BYTES
 from primespark.sync.records import Message, Name
 
@@ -45,33 +45,6 @@ class LabelRequest(Message):
     sample: Name
     label: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     image_png_base64: Annotated[Base64Bytes, Field(strict=False)]
-
-
-class MetricRequest(Message):
-    """One measurement of a metric."""
-
-    metric_name: Name
-    value: float
-    time: Annotated[AwareDatetime | None, Field(strict=False)] = None
-    device_id: Annotated[str, StringConstraints(max_length=63)] = ""
-    source: Annotated[str, StringConstraints(max_length=63)] = "api"
-    labels: dict[str, str] = Field(default_factory=dict)
-
-
-class InsertRequest(Message):
-    """Measurements that are stored together or not at all."""
-
-    metrics: Annotated[list[MetricRequest], Field(min_length=1, max_length=5000, fail_fast=True)]
-
-
-class QueryRequest(Message):
-    """One aggregation over time."""
-
-    metric_name: Name
-    aggregation: Literal["avg", "sum", "min", "max", "count"]
-    time_range: Annotated[tuple[AwareDatetime, AwareDatetime], Field(strict=False)]
-    granularity: Literal["second", "minute", "hour", "day"] = "minute"
-    group_by: Annotated[list[Literal["device_id"]], Field(fail_fast=True)] = Field(default_factory=list)
 
 
 @router.post("/devices/tokens", dependencies=[Admin])
@@ -160,49 +133,6 @@ async def list_labels(
         for row in rows
     ]
     return {"items": items, "next_cursor": rows[-1].sample if len(rows) == limit else None}
-
-
-@router.post("/analytics/insert")
-async def insert_metrics(request: Request, cloud: CloudState, _: Operator) -> dict[str, int]:
-    """Store measurements, all or none; one that is there already counts as a duplicate."""
-    asked = await read_model(request, InsertRequest)
-    now = utc_now()
-    rows = [
-        samples.Sample(
-            metric=item.metric_name, device_id=item.device_id, source=item.source, labels=item.labels,
-            time=item.time or now, seq=0, value=item.value,
-        )
-        for item in asked.metrics
-    ]  # fmt: skip
-    inserted = await cloud.transact(lambda connection: samples.insert(connection, rows))
-    return {"inserted": inserted.inserted, "duplicates": inserted.duplicates}
-
-
-@router.post("/analytics/query", dependencies=[Viewer])
-async def query_metrics(request: Request, cloud: CloudState) -> dict[str, Any]:
-    """Aggregate a metric in buckets of `granularity` over `[start, end)`."""
-    asked = await read_model(request, QueryRequest)
-    start, end = asked.time_range
-    if end <= start:
-        raise InvalidInputError("time_range ends before it begins", remedy="give [start, end)", code="bad_time_range")
-    found = await cloud.transact(
-        lambda connection: samples.query(
-            connection,
-            asked.metric_name,
-            asked.aggregation,
-            start,
-            end,
-            asked.granularity,
-            "device_id" in asked.group_by,
-        )
-    )
-    return {
-        "series": [
-            {"group": series.group, "points": [[to_rfc3339(moment), value] for moment, value in series.points]}
-            for series in found
-        ],
-        "next_cursor": None,
-    }
 
 
 def _device(row: devices.DeviceRow) -> dict[str, Any]:

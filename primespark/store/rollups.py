@@ -1,4 +1,4 @@
-"""Hourly rollups of samples, always computed from the samples themselves, so late data heals them."""
+"""Rollups of hours, always computed from the samples themselves so that late data heals them, and of days from them."""
 
 from __future__ import annotations
 
@@ -6,36 +6,64 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
+from primespark.store.analytics.plan import DAY, floor
+
 _LOCK = 7_301_004
 _TAKE_MARKS = text(
     "DELETE FROM metrics.dirty WHERE bucket >= :start AND bucket < :end RETURNING series_id, bucket"
 )  # fmt: skip
-_RECOMPUTE = text(
-    "INSERT INTO metrics.rollup_1h AS known (series_id, bucket, n, sum, m2, min, max, first, last)"
-    " SELECT series_id, given.bucket, count(*), sum(value), regr_sxx(value, value), min(value), max(value),"
-    " (array_agg(value ORDER BY time, seq))[1], (array_agg(value ORDER BY time DESC, seq DESC))[1]"
-    " FROM unnest(CAST(:series AS bigint[]), CAST(:buckets AS timestamptz[])) AS given(series_id, bucket)"
-    " JOIN metrics.sample USING (series_id)"
-    " WHERE time >= given.bucket AND time < given.bucket + interval '1 hour' GROUP BY series_id, given.bucket"
+_GIVEN = "unnest(CAST(:series AS bigint[]), CAST(:buckets AS timestamptz[])) AS given(series_id, bucket)"
+_SAMPLES = (
+    f"{_GIVEN} JOIN metrics.sample USING (series_id)"
+    " WHERE time >= given.bucket AND time < given.bucket + interval '1 hour'"
+)
+_KEEP = (
     " ON CONFLICT (series_id, bucket) DO UPDATE SET (n, sum, m2, min, max, first, last)"
     " = (excluded.n, excluded.sum, excluded.m2, excluded.min, excluded.max, excluded.first, excluded.last)"
+)
+_HOURS = text(
+    "INSERT INTO metrics.rollup_1h (series_id, bucket, n, sum, m2, min, max, first, last)"
+    " SELECT series_id, given.bucket, count(*), sum(value), regr_sxx(value, value), min(value), max(value),"
+    " (array_agg(value ORDER BY time, seq))[1], (array_agg(value ORDER BY time DESC, seq DESC))[1]"
+    f" FROM {_SAMPLES} GROUP BY series_id, given.bucket {_KEEP}"
+)
+_HISTOGRAMS = text(
+    "INSERT INTO metrics.rollup_histogram (series_id, bucket, bins, counts)"
+    " SELECT series_id, bucket, array_agg(bin ORDER BY bin), array_agg(n ORDER BY bin) FROM ("
+    " SELECT series_id, given.bucket, metrics.log_bin(value) AS bin, count(*) AS n"
+    f" FROM {_SAMPLES} GROUP BY 1, 2, 3) AS binned GROUP BY series_id, bucket"
+    " ON CONFLICT (series_id, bucket) DO UPDATE SET (bins, counts) = (excluded.bins, excluded.counts)"
+)
+# Each hour's own spread, and that of its mean about the mean of the day (Chan, Golub, LeVeque 1983).
+_DAYS = text(
+    "INSERT INTO metrics.rollup_1d (series_id, bucket, n, sum, m2, min, max, first, last)"
+    " SELECT series_id, day, sum(n), sum(sum), sum(m2 + n * metrics.square(metrics.ratio(sum, n) - mean)), min(min),"
+    " max(max),"
+    " (array_agg(first ORDER BY bucket))[1], (array_agg(last ORDER BY bucket DESC))[1] FROM ("
+    " SELECT hour.*, given.bucket AS day, metrics.ratio(sum(sum) OVER same, CAST(sum(n) OVER same AS float8)) AS mean"
+    f" FROM {_GIVEN} JOIN metrics.rollup_1h hour ON hour.series_id = given.series_id"
+    " AND hour.bucket >= given.bucket AND hour.bucket < given.bucket + interval '24 hours'"
+    " WINDOW same AS (PARTITION BY hour.series_id, given.bucket)) AS hours"
+    f" GROUP BY series_id, day {_KEEP}"
 )
 
 
 def refresh_hours(connection: Connection, start: datetime, end: datetime) -> int:
-    """Bring the rollup of all hours that begin in `[start, end)` up to date; the number of its rows that were renewed.
+    """Bring the rollups of all hours that begin in `[start, end)` up to date; the number of hours that were renewed.
 
-    Only hours of series with new samples are computed again. A sample of a transaction that commits meanwhile brings
-    its own mark, so the next refresh takes it.
+    An hour's histogram and its day are renewed with it. Only hours of series with new samples are computed again. A
+    sample of a transaction that commits meanwhile brings its own mark, so the next refresh takes it.
     """
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
     marks = sorted({tuple(row) for row in connection.execute(_TAKE_MARKS, {"start": start, "end": end})})
     if not marks:
         return 0
-    # A statement of its own: it sees every sample whose mark the statement before it has taken.
-    renewed = connection.execute(
-        _RECOMPUTE, {"series": [series for series, _ in marks], "buckets": [bucket for _, bucket in marks]}
-    )
+    # Statements of their own: they see every sample whose mark the statement before them has taken.
+    hours = {"series": [series for series, _ in marks], "buckets": [bucket for _, bucket in marks]}
+    renewed = connection.execute(_HOURS, hours)
+    connection.execute(_HISTOGRAMS, hours)
+    days = sorted({(series, floor(bucket, DAY)) for series, bucket in marks})
+    connection.execute(_DAYS, {"series": [series for series, _ in days], "buckets": [bucket for _, bucket in days]})
     return renewed.rowcount
 
 

@@ -1,32 +1,20 @@
-"""Samples of series: insert once, aggregate over time."""
+"""Samples of series, each inserted once."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, text
 
 from primespark.core.values import LARGEST_NUMBER, check_text, check_time, storable_json
 from primespark.errors import InvalidInputError
 
-MAX_POINTS = 50_000
 # A series is found through a B-tree, whose entries have at most 2704 bytes.
 _MAX_LABELS_BYTES = 1024
 _MAX_NAME_CHARACTERS = 128
-_AGGREGATES = {
-    "avg": "avg(m.value)", "sum": "sum(m.value)", "min": "min(m.value)", "max": "max(m.value)", "count": "count(*)",
-}  # fmt: skip
-_GRANULARITIES = {
-    "second": timedelta(seconds=1),
-    "minute": timedelta(minutes=1),
-    "hour": timedelta(hours=1),
-    "day": timedelta(days=1),
-}
-
 _PARTS = "metric, device_id, source, labels"
 _GIVEN = (
     "unnest(CAST(:metrics AS text[]), CAST(:devices AS text[]), CAST(:sources AS text[]), CAST(:labels AS jsonb[]))"
@@ -50,10 +38,15 @@ _INSERT = text(
     " CAST(:values AS float8[])) WITH ORDINALITY AS given(series_id, time, seq, value, place)"
     # Of two values for one key the first given stands.
     " ORDER BY series_id, time, seq, place"
-    " ON CONFLICT DO NOTHING RETURNING series_id, time"
+    " ON CONFLICT DO NOTHING RETURNING series_id, time, seq, value"
     "), marked AS ("
     " INSERT INTO metrics.dirty (series_id, bucket)"
     " SELECT DISTINCT series_id, date_trunc('hour', time, 'UTC') FROM inserted"
+    "), newest AS ("
+    " INSERT INTO metrics.last_sample AS known (series_id, time, seq, value)"
+    " SELECT DISTINCT ON (series_id) series_id, time, seq, value FROM inserted ORDER BY series_id, time DESC, seq DESC"
+    " ON CONFLICT (series_id) DO UPDATE SET (time, seq, value) = (excluded.time, excluded.seq, excluded.value)"
+    " WHERE (excluded.time, excluded.seq) > (known.time, known.seq)"
     ") SELECT count(*) FROM inserted"
 )
 
@@ -77,14 +70,6 @@ class Inserted:
 
     inserted: int
     duplicates: int
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """Points of one group, in order of time."""
-
-    group: dict[str, str]
-    points: list[tuple[datetime, float]] = field(default_factory=list)
 
 
 def insert(connection: Connection, rows: Sequence[Sample]) -> Inserted:
@@ -133,60 +118,6 @@ def check(sample: Sample) -> None:
         )
 
 
-def query(
-    connection: Connection,
-    metric: str,
-    aggregation: str,
-    start: datetime,
-    end: datetime,
-    granularity: str,
-    by_device: bool = False,
-    *,
-    max_points: int = MAX_POINTS,
-) -> list[Series]:
-    """Aggregate a metric over `[start, end)` in buckets of `granularity`; a bucket without samples has no point.
-
-    Args:
-        connection: Of the store.
-        metric: Its name.
-        aggregation: avg, sum, min, max or count.
-        start: First moment.
-        end: First moment after.
-        granularity: second, minute, hour or day; buckets are aligned in UTC.
-        by_device: One series for each device.
-        max_points: Most points of all series together.
-
-    Raises:
-        InvalidInputError: No such aggregation or granularity, or more than `max_points` points.
-    """
-    if aggregation not in _AGGREGATES or granularity not in _GRANULARITIES:
-        raise InvalidInputError(
-            f"no {aggregation[:40]!r} by {granularity[:40]!r}",
-            remedy=f"one of {', '.join(_AGGREGATES)} by one of {', '.join(_GRANULARITIES)}",
-            code="unknown_aggregation",
-        )
-    check_time(start)
-    check_text(metric)
-    group = "s.device_id" if by_device else "''"
-    rows = connection.execute(
-        text(
-            f"SELECT {group} AS device_id, date_bin(:width, m.time, '2000-01-03T00:00:00Z') AS bucket,"  # noqa: S608 (constants)
-            f" CAST({_AGGREGATES[aggregation]} AS float8) AS value"
-            " FROM metrics.series s JOIN metrics.sample m USING (series_id)"
-            " WHERE s.metric = :metric AND m.time >= :start AND m.time < :end"
-            " GROUP BY 1, 2 ORDER BY 1, 2 LIMIT :limit"
-        ),
-        {
-            "width": _GRANULARITIES[granularity], "metric": metric, "start": start, "end": end, "limit": max_points + 1,
-        },
-    ).all()  # fmt: skip
-    if len(rows) > max_points:
-        raise InvalidInputError(
-            f"more than {max_points} points", remedy="ask for less time or larger buckets", code="too_many_points"
-        )
-    return _series(rows, by_device)
-
-
 _SeriesKey = tuple[str, str, str, str]
 
 
@@ -199,11 +130,3 @@ def _series_ids(connection: Connection, keys: list[_SeriesKey]) -> dict[_SeriesK
         connection.execute(_CREATE_SERIES, given)
         found = list(connection.execute(_FIND_SERIES, given).scalars())
     return dict(zip(keys, found, strict=True))
-
-
-def _series(rows: Sequence[Any], by_device: bool) -> list[Series]:
-    series: dict[str, Series] = {}
-    for device_id, bucket, value in rows:
-        group = {"device_id": device_id} if by_device else {}
-        series.setdefault(device_id, Series(group)).points.append((bucket, value))
-    return list(series.values())

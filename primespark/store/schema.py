@@ -23,7 +23,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMAS = ("sync", "metrics", "control")
 metadata = MetaData()
@@ -287,20 +287,49 @@ dirty = Table(
     schema="metrics",
 )
 
-rollup_1h = Table(
-    "rollup_1h",
+
+def _rollup(name: str) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("series_id", BigInteger, ForeignKey("metrics.series.series_id"), nullable=False),
+        Column("bucket", _Moment, nullable=False),
+        Column("n", BigInteger, nullable=False),
+        Column("sum", Double, nullable=False),
+        # Sum of squared deviations from the mean: merges exactly (Chan), where sums of squares lose all digits.
+        Column("m2", Double, nullable=False),
+        Column("min", Double, nullable=False),
+        Column("max", Double, nullable=False),
+        Column("first", Double, nullable=False),
+        Column("last", Double, nullable=False),
+        PrimaryKeyConstraint("series_id", "bucket"),
+        schema="metrics",
+    )
+
+
+rollup_1h = _rollup("rollup_1h")
+rollup_1d = _rollup("rollup_1d")
+
+# How many values of an hour are in each bin, see `metrics.log_bin`.
+rollup_histogram = Table(
+    "rollup_histogram",
     metadata,
     Column("series_id", BigInteger, ForeignKey("metrics.series.series_id"), nullable=False),
     Column("bucket", _Moment, nullable=False),
-    Column("n", BigInteger, nullable=False),
-    Column("sum", Double, nullable=False),
-    # Sum of squared deviations from the mean: merges exactly (Chan), where sums of squares lose all digits.
-    Column("m2", Double, nullable=False),
-    Column("min", Double, nullable=False),
-    Column("max", Double, nullable=False),
-    Column("first", Double, nullable=False),
-    Column("last", Double, nullable=False),
+    Column("bins", ARRAY(Integer), nullable=False),
+    Column("counts", ARRAY(BigInteger), nullable=False),
     PrimaryKeyConstraint("series_id", "bucket"),
+    schema="metrics",
+)
+
+# The newest of each series: over the samples themselves the question takes longer the more there are.
+last_sample = Table(
+    "last_sample",
+    metadata,
+    Column("series_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", _Moment, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("value", Double, nullable=False),
     schema="metrics",
 )
 

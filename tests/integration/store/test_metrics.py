@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 from primespark.core.values import LARGEST_NUMBER
 from primespark.errors import InvalidInputError
 from primespark.store import database, rollups, samples, windows
-from primespark.store.samples import Inserted, Sample, Series
+from primespark.store.samples import Inserted, Sample
 from tests.helpers import rounds
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -63,7 +63,12 @@ history = st.lists(
 @given(history, st.data())
 def test_rollups_are_what_numpy_computes(law_engine: Engine, history: list[Any], data: st.DataObject) -> None:
     with law_engine.begin() as connection:
-        connection.execute(text("TRUNCATE metrics.sample, metrics.dirty, metrics.rollup_1h"))
+        connection.execute(
+            text(
+                "TRUNCATE metrics.sample, metrics.dirty, metrics.rollup_1h, metrics.rollup_1d,"
+                " metrics.rollup_histogram, metrics.last_sample"
+            )
+        )
     known: dict[tuple[str, int, int], float] = {}
     for rows in history:
         new: dict[tuple[str, int, int], float] = {}
@@ -204,39 +209,6 @@ def test_the_longest_labels_fit_the_index(store_engine: Engine) -> None:
     labels = {f"{n:03}": "" for n in range(113)}  # as many as go into 1024 bytes
     row = sample(1, 1.0, metric="m" * 128, device_id="d" * 128, source="s" * 128, labels=labels)
     assert insert(store_engine, row) == Inserted(1, 0)
-
-
-def test_queries_aggregate_by_time_and_device(store_engine: Engine) -> None:
-    insert(
-        store_engine,
-        sample(0, 1.0), sample(59, 3.0), sample(60, 5.0), sample(60, 7.0, device_id="edge-2"),
-        sample(3600, 9.0), sample(1, 99.0, metric="other"),
-    )  # fmt: skip
-    minute = timedelta(minutes=1)
-    with store_engine.begin() as connection:
-        found = samples.query(connection, "m", "avg", T0, T0 + HOUR, "minute", by_device=True)
-        assert found == [
-            Series({"device_id": "edge-1"}, [(T0, 2.0), (T0 + minute, 5.0)]),
-            Series({"device_id": "edge-2"}, [(T0 + minute, 7.0)]),
-        ]
-        for aggregation, value in {"sum": 16.0, "min": 1.0, "max": 7.0, "count": 4.0}.items():
-            assert samples.query(connection, "m", aggregation, T0, T0 + HOUR, "hour") == [Series({}, [(T0, value)])]
-        assert samples.query(connection, "m", "count", T0, T0 + 2 * HOUR, "day") == [
-            Series({}, [(T0 - timedelta(hours=12), 5.0)])
-        ]
-        assert samples.query(connection, "none", "avg", T0, T0 + HOUR, "hour") == []
-        with pytest.raises(InvalidInputError):
-            samples.query(connection, "m", "median", T0, T0 + HOUR, "hour")
-
-
-def test_a_query_is_bounded(store_engine: Engine) -> None:
-    insert(store_engine, *(sample(second, 1.0) for second in range(3)))
-    with store_engine.begin() as connection:
-        (series,) = samples.query(connection, "m", "sum", T0, T0 + timedelta(seconds=2), "second", max_points=2)
-        assert len(series.points) == 2
-        with pytest.raises(InvalidInputError) as caught:
-            samples.query(connection, "m", "sum", T0, T0 + HOUR, "second", max_points=2)
-    assert caught.value.code == "too_many_points"
 
 
 @given(st.permutations([0, 0, 1, 2, 3]), st.integers(1, 5))

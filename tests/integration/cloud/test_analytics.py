@@ -1,0 +1,130 @@
+"""Measurements and questions about them over HTTP."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from primespark.store import rollups
+from tests.integration.cloud.test_gate import Gate, gate
+
+__all__ = ["gate"]
+T0 = datetime(2026, 3, 28, tzinfo=UTC)
+DAY = ["2026-03-28T00:00:00Z", "2026-03-30T00:00:00Z"]
+
+
+async def put(gate: Gate, *metrics: dict[str, Any]) -> None:
+    answer = await gate.client.post("/api/v1/analytics/insert", json={"metrics": list(metrics)}, headers=gate.admin)
+    assert answer.status_code == 200, answer.text
+
+
+def metric(hour: float, value: float, **other: Any) -> dict[str, Any]:
+    time = (T0 + timedelta(hours=hour)).isoformat()
+    return {"metric_name": "power_watts", "value": value, "time": time, "device_id": "edge-1", "labels": {}} | other
+
+
+async def ask(gate: Gate, **query: Any) -> Any:
+    given = {"metric_name": "power_watts", "aggregation": "sum", "time_range": DAY} | query
+    return await gate.client.post("/api/v1/analytics/query", json=given, headers=gate.admin)
+
+
+async def test_several_aggregations_by_day_of_a_time_zone_and_by_label(gate: Gate) -> None:
+    await put(
+        gate, metric(22, 1.0, labels={"room": "a"}), metric(23.5, 2.0, labels={"room": "a"}),
+        metric(30, 4.0, labels={"room": "a"}), metric(30, 100.0, labels={"room": "b"}), metric(30, 7.0, device_id="x"),
+    )  # fmt: skip
+    answer = await ask(
+        gate, aggregation=["sum", "count", "percentile"], percentile=50,
+        granularity={"unit": "day", "tz": "Europe/Berlin"}, group_by=["labels.room"],
+        filters=[["labels.room", "in", ["a", "c"]], ["device_id", "=", "edge-1"], ["labels.floor", "exists", False]],
+    )  # fmt: skip
+    assert answer.json() == {
+        "series": [
+            {
+                "group": {"labels.room": "a"},
+                "points": [
+                    ["2026-03-27T23:00:00.000000Z", 1.0, 1, 1.0],
+                    # Summer time began on that day.
+                    ["2026-03-28T23:00:00.000000Z", 6.0, 2, 3.0],
+                ],
+            }
+        ],
+        "next_cursor": None,
+    }
+
+
+async def test_an_answer_says_from_where_it_was_read(gate: Gate) -> None:
+    await put(gate, *(metric(hour, float(hour)) for hour in range(48)))
+    with gate.cloud.engine.begin() as connection:
+        rollups.refresh_hours(connection, T0, T0 + timedelta(hours=47))
+    answer = await ask(
+        gate, granularity=None, explain=True, time_range=["2026-03-28T00:30:00Z", "2026-03-30T00:00:00Z"]
+    )
+    assert answer.json()["explain"] == {
+        "daily_rollup": [["2026-03-29T00:00:00.000000Z", "2026-03-30T00:00:00.000000Z"]],
+        "hourly_rollup": [["2026-03-28T01:00:00.000000Z", "2026-03-29T00:00:00.000000Z"]],
+        "samples": [["2026-03-28T00:30:00.000000Z", "2026-03-28T01:00:00.000000Z"]],
+        "hours_read_from_samples": 1,
+        "exact": True,
+    }
+    assert answer.json()["series"][0]["points"] == [["2026-03-28T00:30:00.000000Z", float(sum(range(1, 48)))]]
+
+
+async def test_pages_and_order(gate: Gate) -> None:
+    await put(gate, *(metric(hour, float(hour), device_id=device) for hour in range(3) for device in "ab"))
+    found, cursor = [], None
+    for _ in range(4):
+        answer = (
+            await ask(gate, granularity="hour", group_by=["device_id"], order="desc", limit=2, cursor=cursor)
+        ).json()
+        found += [(one["group"]["device_id"], value) for one in answer["series"] for _, value in one["points"]]
+        cursor = answer["next_cursor"]
+        if cursor is None:
+            break
+    assert found == [("a", 2.0), ("a", 1.0), ("a", 0.0), ("b", 2.0), ("b", 1.0), ("b", 0.0)]
+
+
+async def test_several_metrics_are_told_apart(gate: Gate) -> None:
+    await put(gate, metric(0, 1.0), metric(0, 2.0, metric_name="volts"))
+    answer = await ask(gate, metric_name=["volts", "power_watts"], granularity={"every_s": 86_400})
+    assert [(one["group"], one["points"][0][1]) for one in answer.json()["series"]] == [
+        ({"metric_name": "power_watts"}, 1.0), ({"metric_name": "volts"}, 2.0),
+    ]  # fmt: skip
+
+
+async def test_empty_buckets_are_filled(gate: Gate) -> None:
+    await put(gate, metric(1, 1.0), metric(3, 3.0))
+    span = ["2026-03-28T00:00:00Z", "2026-03-28T05:00:00Z"]
+    for fill, expected in {
+        "null": [None, 1.0, None, 3.0, None], "linear": [None, 1.0, 2.0, 3.0, None], "none": [1.0, 3.0],
+    }.items():  # fmt: skip
+        answer = await ask(gate, granularity="hour", time_range=span, fill=fill)
+        assert [value for _, value in answer.json()["series"][0]["points"]] == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code"),
+    [
+        ({"aggregation": "median"}, 422, None), ({"aggregation": []}, 422, None), ({"granularity": "year"}, 422, None),
+        ({"granularity": {"every_s": 0}}, 422, None), ({"granularity": {"every_s": 1e-9}}, 422, "bad_granularity"),
+        ({"granularity": {"unit": "day", "tz": "Mars/Olympus"}}, 422, "unknown_time_zone"),
+        ({"granularity": {"unit": "day", "tz": "../../etc/passwd"}}, 422, "unknown_time_zone"),
+        ({"granularity": {"unit": "day", "every_s": 1}}, 422, None), ({"time_range": DAY[::-1]}, 422, "bad_time_range"),
+        ({"time_range": ["2026-03-28T00:00:00", "2026-03-29T00:00:00"]}, 422, None), ({"limit": 0}, 422, None),
+        ({"filters": [["device_id", "~", "x"]]}, 422, "bad_filter"), ({"filters": [["device_id", "="]]}, 422, None),
+        ({"filters": [["value", "=", "x"]]}, 422, "unknown_field"), ({"cursor": "x"}, 422, "bad_cursor"),
+        ({"percentile": 5}, 422, "bad_percentile"), ({"aggregation": "percentile"}, 422, "bad_percentile"),
+        ({"aggregation": "percentile", "percentile": 101}, 422, None), ({"group_by": ["x"]}, 422, "unknown_field"),
+        ({"granularity": "second", "fill": "zero", "time_range": ["2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z"]}, 422,
+         "too_many_points"),
+    ],
+)  # fmt: skip
+async def test_a_bad_question_is_told_so(gate: Gate, query: dict[str, Any], status: int, code: str | None) -> None:
+    await put(gate, metric(1, 1.0))
+    answer = await ask(gate, **query)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    if code is not None:
+        assert answer.json()["code"] == code
