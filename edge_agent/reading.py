@@ -77,7 +77,8 @@ def came_across(connection: sqlite3.Connection, scope: str, key: str) -> None:
 def advance(connection: sqlite3.Connection, device_id: str, page: PullResponse) -> bool:
     """Note that a page was taken, whose documents the device has come across; whether it dropped any.
 
-    One that joined a group reads from the beginning, since what the group has lies before the cursor.
+    One that joined a group reads from the beginning, since what the group has lies before the cursor; and it drops all
+    it does not come across then, as its own documents may be deleted and forgotten meanwhile.
     """
     here = position(connection)
     if here.cursor != page.next_cursor:
@@ -94,7 +95,7 @@ def advance(connection: sqlite3.Connection, device_id: str, page: PullResponse) 
             dropped += connection.execute("DELETE FROM document WHERE scope = ?", (group_scope(name),)).rowcount
         # From the beginning is what this page was read from.
         if here.cursor and set(page.groups) - set(here.groups):
-            begin(connection, Sweep.SHARED)
+            begin(connection, Sweep.ALL)
     return dropped > 0
 
 

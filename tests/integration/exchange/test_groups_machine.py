@@ -135,6 +135,18 @@ class GroupsMachine(RuleBasedStateMachine):
             assert self.exchange.run(edge.documents.effective(key)).get("n") == holds.get(key)
 
 
+def test_a_deletion_is_forgotten_between_joining_a_group_and_reading_it(machine_engine: Engine, tmp_path: Path) -> None:
+    GroupsMachine.engine, GroupsMachine.folder = machine_engine, tmp_path
+    machine = GroupsMachine()
+    machine.begin()
+    machine.join(at=0, group="a")
+    machine.forget_what_was_deleted()
+    machine.pull(at=0, fault=Fault.NONE, limit=1)
+    machine.write(scope=3, is_deleted=True)
+    machine.forget_what_was_deleted()
+    machine.teardown()
+
+
 @pytest.mark.prove
 def test_each_device_ends_with_what_is_its_to_read(machine_engine: Engine) -> None:
     memory = Path("/dev/shm")
