@@ -160,7 +160,7 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     files = CredentialFiles(folder, edge)
     clock = DeviceClock(settings.sync.clock_tolerance_s)
     queue = OfflineQueue(database, edge.offline, clock=clock)
-    documents = Documents(database, edge.device_id, settings.sync.fleet_writable)
+    documents = Documents(database, edge.device_id, settings.sync.fleet_writable, clock=clock)
     # Cameras need it from the first frame on; without any it is loaded as the others are.
     is_loaded = settings.looks or edge.inference.accelerator.detector is not None
     loaded_at_start = frozenset({DETECTOR} if is_loaded else ())

@@ -79,6 +79,44 @@ class DeviceClock:
         reading = self._reading
         return None if reading is None else (self._offset_ns() - reading.offset_ns) / 1e9
 
+    @property
+    def boot(self) -> str:
+        """Identifier of this boot."""
+        return self._boot
+
+    def wall_ms(self) -> int:
+        """What the machine's clock shows."""
+        return self._clock.wall_ns() // 1_000_000
+
+    def true_ms(self, connection: sqlite3.Connection) -> int | None:
+        """The present: what the machine's clock shows where it is right; None while the cloud has not told."""
+        self._keep_reading(connection)
+        known = self._known(connection)
+        return None if known is None else self.repaired_ms(known, self.wall_ms(), self.monotonic_ns())
+
+    def began_ms(self, connection: sqlite3.Connection) -> int:
+        """When this boot began, as far as is known."""
+        known = self._known(connection)
+        return (known[0] if known is not None else self._offset_ns()) // 1_000_000
+
+    def repaired_ms(self, known: tuple[int, int], told_ms: int, monotonic_ns: int) -> int:
+        """The true time of what was stamped at `monotonic_ns` of a boot of which that much is known, see `boots`."""
+        true_ns, error_ns = known
+        true_ms = (true_ns + monotonic_ns) // 1_000_000
+        return told_ms if abs(true_ms - told_ms) * 1_000_000 <= self._tolerance_ns + error_ns else true_ms
+
+    def boots(self, connection: sqlite3.Connection) -> dict[str, tuple[int, int] | None]:
+        """Of each boot its true time when its monotonic clock was 0, and the error; None for one without contact."""
+        self._keep_reading(connection)
+        return _boots(connection)
+
+    def _known(self, connection: sqlite3.Connection) -> tuple[int, int] | None:
+        if self._reading is not None:
+            return self._reading.offset_ns, self._reading.error_ns
+        # Of a process of this boot before.
+        row = connection.execute("SELECT true_ns, error_ns FROM boot WHERE boot_id = ?", (self._boot,)).fetchone()
+        return (row[0], row[1]) if row is not None and row[0] is not None else None
+
     def monotonic_ns(self) -> int:
         """The present by the clock that readings are of."""
         return self._clock.monotonic_ns()
@@ -163,10 +201,7 @@ class Corrections:
     def __init__(self, connection: sqlite3.Connection, tolerance_ns: int) -> None:
         self._connection = connection
         self._tolerance_ns = tolerance_ns
-        self._boots = {
-            name: None if true_ns is None else (true_ns, error_ns)
-            for name, true_ns, error_ns in connection.execute("SELECT boot_id, true_ns, error_ns FROM boot")
-        }
+        self._boots = _boots(connection)
         self._steps: dict[str, list[tuple[int, int]]] = {}
         for name, from_ns, offset_ns in connection.execute("SELECT boot_id, from_ns, offset_ns FROM clock_step"):
             self._steps.setdefault(name, []).append((from_ns, offset_ns))
@@ -217,6 +252,13 @@ class Corrections:
     def _is_right(self, known: tuple[int, int], offset_ns: int) -> bool:
         true_ns, error_ns = known
         return abs(true_ns - offset_ns) <= self._tolerance_ns + error_ns
+
+
+def _boots(connection: sqlite3.Connection) -> dict[str, tuple[int, int] | None]:
+    return {
+        name: None if true_ns is None else (true_ns, error_ns)
+        for name, true_ns, error_ns in connection.execute("SELECT boot_id, true_ns, error_ns FROM boot")
+    }
 
 
 def _moved(time: datetime, by_ns: int) -> datetime | None:

@@ -11,7 +11,9 @@ from typing import Any
 from edge_agent import reading, replica
 from edge_agent.commands import inbox
 from edge_agent.database import Database
+from edge_agent.device_clock import DeviceClock
 from edge_agent.reading import Position, Sweep
+from edge_agent.stamps import Stamps
 from primespark.core.clock import wall_clock_ms
 from primespark.core.identifiers import group_scope
 from primespark.errors import AuthorizationError
@@ -45,6 +47,7 @@ class Documents:
         device_id: The device's own scope and replica.
         fleet_writable: Prefixes of keys whose documents of the fleet this device may write.
         now_ms: The device's clock.
+        clock: Gives writes their true time.
     """
 
     def __init__(
@@ -53,8 +56,10 @@ class Documents:
         device_id: str,
         fleet_writable: Sequence[str] = (),
         now_ms: Callable[[], int] = wall_clock_ms,
+        clock: DeviceClock | None = None,
     ) -> None:
         self.device_id = device_id
+        self._stamps = Stamps(device_id, clock, now_ms)
         self._now_ms = now_ms
         self._fleet_writable = tuple(fleet_writable)
         self._database = database
@@ -132,7 +137,7 @@ class Documents:
             if value == before.value:
                 return before
             self._check_owner(where, key, changed_pointers(before, Document(value)))
-            counter, hlc = replica.next_counter(connection), replica.stamp(connection, self.device_id, self._now_ms)
+            counter, hlc = replica.next_counter(connection), self._stamps.stamp(connection)
             after = write(before, value, replica=self.device_id, counter=counter, hlc=hlc)
             kept = Kept(where, key, after, is_dirty=True)
             with refuse_what_cannot_travel():
@@ -176,7 +181,7 @@ class Documents:
                 return False
             changed = [self._take(connection, item.change) for item in page.changes]
             if cursor != page.next_cursor:
-                replica.observe(connection, self.device_id, page.server_hlc)
+                self._stamps.observe(connection, page.server_hlc)
             return reading.advance(connection, self.device_id, page) or any(changed)
 
         return await self._database.run(work)

@@ -18,6 +18,7 @@ from edge_agent.queue import compose, remove
 from edge_agent.queue_room import add_lost
 from edge_agent.rate import Rate
 from edge_agent.schema import forget_meta, read_number, write_meta
+from edge_agent.stamps import Stamps
 from edge_agent.streams import bounds
 from primespark.core.clock import wall_clock_ms
 from primespark.core.encoding import encode_body
@@ -55,7 +56,7 @@ class Outgoing:
         batch_bytes: Most bytes of a batch before compression.
         backlog_records_per_s: Most records a second of streams that have fallen behind.
         now_ms: The device's clock.
-        clock: Gives facts their true time.
+        clock: Gives facts and writes their true time.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Outgoing:
         clock: DeviceClock | None = None,
     ) -> None:
         self._clock = clock
-        self._now_ms = now_ms
+        self._stamps = Stamps(device_id, clock, now_ms)
         self._database = database
         self._device_id = device_id
         self._batch_records = batch_records
@@ -152,6 +153,7 @@ class Outgoing:
         epoch = replica.epoch_of(connection)
         if epoch is None:
             return None
+        self._stamps.settle(connection)
         mark_behind(connection)
         records = min(read_number(connection, "batch_limit", self._batch_records), self._batch_records)
         # Of a backlog whole batches only: what a second brings would go by the handful.
@@ -184,7 +186,7 @@ class Outgoing:
         batch_seq = read_number(connection, "next_batch_seq", 1)
         head = {
             "v": PROTOCOL_VERSION, "replica_id": self._device_id, "epoch": epoch, "batch_seq": batch_seq,
-            "hlc": replica.stamp(connection, self._device_id, self._now_ms),
+            "hlc": self._stamps.stamp(connection, is_of_write=False),
         }  # fmt: skip
         payload = json.dumps(head).encode()[:-1] + b',"records":[' + b",".join(selection.records) + b"]}"
         body, headers = encode_body(payload, with_dictionary=self._with_dictionary)
@@ -218,7 +220,7 @@ class Outgoing:
         forget_meta(connection, "batch_limit")
         if response.status == "replayed":
             write_meta(connection, "replayed_batches", read_number(connection, "replayed_batches") + 1)
-        replica.observe(connection, self._device_id, response.server_hlc)
+        self._stamps.observe(connection, response.server_hlc)
         restored_cloud.meet(connection, self._device_id, response.server_epoch)
         (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
         if free_pages > _KEPT_FREE_PAGES:

@@ -92,8 +92,13 @@ CREATE TABLE command (
 CREATE INDEX command_to_do ON command (position) WHERE NOT is_told
 """
 
+# A timestamp given before the time was known, with when it was; or what had been seen by then.
+_STAMPS = """
+CREATE TABLE early_stamp (id INTEGER PRIMARY KEY, hlc TEXT, seen TEXT, boot_id TEXT, monotonic_ns INTEGER)
+"""
+
 # What takes a file from each version to the next, the first from none. A version that was published never changes.
-STEPS = (_FIRST, _CONFLICTS, _CLOCK, _PRIORITIES, _READINGS, _COMMANDS)
+STEPS = (_FIRST, _CONFLICTS, _CLOCK, _PRIORITIES, _READINGS, _COMMANDS, _STAMPS)
 VERSION = len(STEPS)
 # Name of a small value: when the cloud was found restored from a backup.
 RESTORED_AT = "cloud_restored_at"

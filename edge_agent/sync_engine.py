@@ -11,6 +11,7 @@ from edge_agent.bandwidth import Bandwidth
 from edge_agent.bandwidth_optimizer import BandwidthOptimizer
 from edge_agent.conflict_resolver import ConflictResolver
 from edge_agent.database import Database
+from edge_agent.device_clock import DeviceClock
 from edge_agent.running_agent import ask_to_synchronise
 from edge_agent.sync_records import DataType, SyncDirection, SyncOperation, SyncRecord, SyncStatus
 from edge_agent.version_tracker import VersionTracker
@@ -40,7 +41,8 @@ class SyncEngine:
     async def initialize(self) -> None:
         """Open the device's database."""
         self._database = await asyncio.to_thread(Database, self._folder / "queue.db")
-        self.version_tracker = VersionTracker(self._database, self._settings.edge.device_id)
+        clock = DeviceClock(self._settings.sync.clock_tolerance_s)
+        self.version_tracker = VersionTracker(self._database, self._settings.edge.device_id, clock)
 
     async def sync_data(
         self, records: Sequence[SyncRecord], direction: SyncDirection, timeout_s: float = 30.0

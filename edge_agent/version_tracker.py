@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_agent.database import Database
+from edge_agent.device_clock import DeviceClock
 from edge_agent.documents import Documents, load_kept
 from edge_agent.sync_records import DataType, SyncRecord, TrackedVersion, is_waited_for
 from primespark.errors import OverloadedError
@@ -26,12 +27,13 @@ class VersionTracker:
     Args:
         database: The device's.
         device_id: Its name as a replica.
+        clock: Gives what is written its time.
     """
 
-    def __init__(self, database: Database, device_id: str) -> None:
+    def __init__(self, database: Database, device_id: str, clock: DeviceClock) -> None:
         self._database = database
         self._device_id = device_id
-        self._documents = Documents(database, device_id)
+        self._documents = Documents(database, device_id, clock=clock)
 
     @staticmethod
     def compare(left: Mapping[str, int], right: Mapping[str, int]) -> Order:

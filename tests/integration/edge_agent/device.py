@@ -90,7 +90,7 @@ async def running_device(
     database = Database(folder / "queue.db")
     files = CredentialFiles(folder, EdgeSettings(device_id=device_id, enrolment_token=SecretStr(token)))
     queue = OfflineQueue(database, limits or OfflineSettings(), clock=clock)
-    documents = Documents(database, device_id)
+    documents = Documents(database, device_id, clock=clock)
     outgoing = Outgoing(database, device_id, settings.batch_records, 500_000, clock=clock)
     gate = GateClient(url, NetworkSettings(request_timeout_s=2, connect_timeout_s=1), clock)
     slots = Slots()

@@ -15,11 +15,12 @@ from sqlalchemy import Engine, text
 
 from edge_agent.database import Database
 from edge_agent.device_clock import DeviceClock
+from edge_agent.documents import Documents
 from edge_agent.queue import NewFact, OfflineQueue
 from edge_agent.reading import Sweep
 from primespark.cloud.main import build, build_app
 from primespark.cloud.state import Cloud
-from primespark.core.clock import Clock, utc_now
+from primespark.core.clock import Clock, Timestamp, utc_now
 from primespark.core.settings import OfflineSettings, load_settings
 from primespark.core.web.server import bind
 from primespark.embedded.link import Link
@@ -103,6 +104,44 @@ async def test_what_a_wrong_clock_stamped_is_stored_with_its_true_time(
     assert lost == (before + wrong, "clock_unknown")
     assert repaired[1] == "clock_repaired"
     assert before <= repaired[0] <= utc_now()
+
+
+@pytest.mark.parametrize("wrong_days", [-20_000, 6_000])
+async def test_a_wrong_clock_decides_no_conflict(running_cloud: RunningCloud, tmp_path: Path, wrong_days: int) -> None:
+    """Of two concurrent writes of a leaf the later stands, by the true time, though a clock said 1971 or 2043."""
+    folder, wrong_ns = tmp_path / "device", wrong_days * 86_400 * 10**9
+    clock = DeviceClock(5, Clock(lambda: time.time_ns() + wrong_ns))
+    database = Database(folder / "queue.db")
+    alone = Documents(database, "edge-1", clock=clock)
+    with running_cloud.cloud.engine.begin() as connection:
+        documents.write_cloud(connection, "edge-1", "site", {"earlier": "cloud"})
+    # Further apart than the device can be wrong about the cloud's time.
+    await asyncio.sleep(0.1)
+    written_at = utc_now()
+    await alone.change("site", lambda _: {"earlier": "device", "later": "device"})
+    database.close()
+    await asyncio.sleep(0.1)
+    with running_cloud.cloud.engine.begin() as connection:
+        documents.write_cloud(connection, "edge-1", "site", {"earlier": "cloud", "later": "cloud"})
+    async with running_device(
+        folder, f"http://127.0.0.1:{running_cloud.port}", token=running_cloud.token(), clock=clock
+    ) as device:
+        await device.drained()
+        stands = {"earlier": "device", "later": "cloud"}
+        with running_cloud.cloud.engine.connect() as connection:
+            merged = documents.read(connection, "edge-1", "site")
+        assert merged is not None
+        assert merged.value == stands
+        stamp = Timestamp.parse(merged.leaf_hlc["/earlier"])
+        assert stamp.unix_ms == pytest.approx(written_at.timestamp() * 1000, abs=90)
+        # And what it writes from now on is of now, and stands.
+        after = await device.documents.change("site", lambda before: {**before.value, "later": "device again"})
+        assert abs(Timestamp.parse(after.hlc).unix_ms - time.time_ns() / 1e6) < 5000
+        await device.drained()
+    with running_cloud.cloud.engine.connect() as connection:
+        merged = documents.read(connection, "edge-1", "site")
+    assert merged is not None
+    assert merged.value == {"earlier": "device", "later": "device again"}
 
 
 async def test_facts_are_stored_once_though_replies_are_lost(running_cloud: RunningCloud, tmp_path: Path) -> None:
