@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,6 +22,7 @@ MAX_LABEL_BYTES = 64 * 1024
 MAX_VALUE_BYTES = 100 * 1024
 _PNG = b"\x89PNG\r\n\x1a\n"
 _METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
+_MAX_METRIC_CHARACTERS = 128
 _DATASET = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
@@ -103,14 +105,24 @@ def _telemetry(device_id: str, fact: Fact) -> list[Sample]:
     return [
         Sample(name, device_id, "telemetry", {}, fact.time, fact.seq, number)
         for name, number in numbers.items()
-        if _METRIC.fullmatch(name)
+        if _is_metric(name)
     ]
+
+
+def _is_metric(name: str) -> bool:
+    # First the length: what is kept of names that devices choose must not grow with them.
+    return len(name) <= _MAX_METRIC_CHARACTERS and _has_form_of_metric(name)
+
+
+@lru_cache(1024)
+def _has_form_of_metric(name: str) -> bool:
+    return _METRIC.fullmatch(name) is not None
 
 
 def _metric(device_id: str, fact: Fact) -> Sample:
     name, labels = fact.value.get("name"), fact.value.get("labels", {})
     source, number = fact.value.get("source", "metrics"), _number(fact.value.get("value"))
-    if not isinstance(name, str) or not _METRIC.fullmatch(name) or number is None or not isinstance(source, str):
+    if not isinstance(name, str) or not _is_metric(name) or number is None or not isinstance(source, str):
         raise _bad_metric()
     if not isinstance(labels, dict) or not all(isinstance(text, str) for text in labels.values()):
         raise _bad_metric()

@@ -11,10 +11,13 @@ from sqlalchemy import Connection, text
 
 from primespark.core.values import LARGEST_NUMBER, check_text, check_time, storable_json
 from primespark.errors import InvalidInputError
+from primespark.store import arrays
 
 # A series is found through a B-tree, whose entries have at most 2704 bytes.
 _MAX_LABELS_BYTES = 1024
 _MAX_NAME_CHARACTERS = 128
+# Metric, device, source, and the labels as JSON.
+_SeriesKey = tuple[str, str, str, str]
 _PARTS = "metric, device_id, source, labels"
 _GIVEN = (
     "unnest(CAST(:metrics AS text[]), CAST(:devices AS text[]), CAST(:sources AS text[]), CAST(:labels AS jsonb[]))"
@@ -80,17 +83,22 @@ def insert(connection: Connection, rows: Sequence[Sample]) -> Inserted:
     """
     if not rows:
         return Inserted(0, 0)
+    keys: list[_SeriesKey] = []
+    known: set[_SeriesKey] = set()
     for index, row in enumerate(rows):
         try:
-            check(row)
+            _check_value(row)
+            keys.append(_key(row))
+            if keys[-1] not in known:
+                _check_names(keys[-1])
+                known.add(keys[-1])
         except InvalidInputError as error:
             error.errors = [{"loc": [index], "msg": error.message}]
             raise
-    keys = [(row.metric, row.device_id, row.source, storable_json(row.labels) if row.labels else "{}") for row in rows]
-    series = _series_ids(connection, list(dict.fromkeys(keys)))
+    series = _series_ids(connection, sorted(known))
     values = {
-        "series": [series[key] for key in keys], "times": [row.time for row in rows],
-        "seqs": [row.seq for row in rows], "values": [row.value for row in rows],
+        "series": arrays.numbers([series[key] for key in keys]), "times": arrays.moments([row.time for row in rows]),
+        "seqs": arrays.numbers([row.seq for row in rows]), "values": arrays.numbers([row.value for row in rows]),
     }  # fmt: skip
     inserted = connection.execute(_INSERT, values).scalar_one()
     return Inserted(inserted, len(rows) - inserted)
@@ -102,23 +110,32 @@ def check(sample: Sample) -> None:
     Raises:
         InvalidInputError: It says what is wrong.
     """
+    _check_value(sample)
+    _check_names(_key(sample))
+
+
+def _check_value(sample: Sample) -> None:
     if not math.isfinite(sample.value) or abs(sample.value) > LARGEST_NUMBER:
         raise InvalidInputError(
             f"not a finite number up to {LARGEST_NUMBER:g}", remedy="send such a number", code="value_out_of_range"
         )
     check_time(sample.time)
-    names = (sample.metric, sample.device_id, sample.source)
+
+
+def _key(sample: Sample) -> _SeriesKey:
+    labels = storable_json(sample.labels) if sample.labels else "{}"
+    return sample.metric, sample.device_id, sample.source, labels
+
+
+def _check_names(key: _SeriesKey) -> None:
+    *names, labels = key
     check_text(*names)
-    labels_bytes = len(storable_json(sample.labels).encode()) if sample.labels else 0
-    if max(map(len, names)) > _MAX_NAME_CHARACTERS or labels_bytes > _MAX_LABELS_BYTES:
+    if max(map(len, names)) > _MAX_NAME_CHARACTERS or len(labels.encode()) > _MAX_LABELS_BYTES:
         raise InvalidInputError(
             f"a name of more than {_MAX_NAME_CHARACTERS} characters, or labels of more than {_MAX_LABELS_BYTES} bytes",
             remedy="name less in labels",
             code="series_too_long",
         )
-
-
-_SeriesKey = tuple[str, str, str, str]
 
 
 def _series_ids(connection: Connection, keys: list[_SeriesKey]) -> dict[_SeriesKey, int]:
