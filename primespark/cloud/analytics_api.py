@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -19,6 +20,7 @@ from primespark.store.analytics.pages import MAX_CURSOR_CHARACTERS, page
 from primespark.store.analytics.plan import Span
 from primespark.store.analytics.queries import MAX_POINTS, Answer, Query
 from primespark.store.analytics.selection import Filter, Op
+from primespark.store.analytics.series import Series
 from primespark.sync.records import Message, Name
 
 router = APIRouter(prefix="/api/v1/analytics")
@@ -118,14 +120,17 @@ async def query_metrics(request: Request, cloud: CloudState) -> dict[str, Any]:
     query = asked.to_query()
     answer = await cloud.transact(lambda connection: queries.run(connection, query))
     series, cursor = page(answer.series, asked.limit, asked.cursor, newest_first=asked.order == "desc")
-    body: dict[str, Any] = {
-        "series": [
-            {"group": one.group, "points": [[to_rfc3339(moment), *values] for moment, values in one.points]}
-            for one in series
-        ],
-        "next_cursor": cursor,
-    }
+    body: dict[str, Any] = {"series": [_points(one, query.aggregations) for one in series], "next_cursor": cursor}
     return body | {"explain": _explain(answer)} if asked.explain else body
+
+
+def _points(series: Series, aggregations: Sequence[Aggregation]) -> dict[str, Any]:
+    counts = [at for at, aggregation in enumerate(aggregations) if aggregation is Aggregation.COUNT]
+    points: list[list[Any]] = [[to_rfc3339(moment), *values] for moment, values in series.points()]
+    for at in counts:
+        for point in points:
+            point[at + 1] = None if point[at + 1] is None else int(point[at + 1])
+    return {"group": series.group, "points": points}
 
 
 def _granularity(asked: Unit | UnitRequest | IntervalRequest | None) -> Granularity | None:

@@ -17,7 +17,7 @@ from primespark.store.analytics.buckets import ORIGIN
 from primespark.store.analytics.plan import DAY, HOUR, Plan, Span, floor
 from primespark.store.analytics.selection import Selection
 
-# group number, beginning of the bucket, values
+# Number of the group, beginning of the bucket in microseconds since 1970, values.
 Row = tuple[Any, ...]
 
 
@@ -131,7 +131,7 @@ def moments(connection: Connection, reading: Reading, aggregations: Sequence[Agg
             f" FROM ({merged}) AS part GROUP BY g, b"
         )
     values = ", ".join(_VALUES[aggregation] for aggregation in aggregations)
-    return _run(connection, reading, f"SELECT g, b, {values} FROM ({merged}) AS merged")
+    return _run(connection, reading, f"SELECT g, b, {values} FROM ({merged}) AS merged", len(aggregations))
 
 
 def exact_percentile(connection: Connection, reading: Reading, percentile: float) -> list[Row]:
@@ -249,8 +249,12 @@ def _fresh(reading: Reading) -> str:
     )
 
 
-def _run(connection: Connection, reading: Reading, query: str, **parameters: Any) -> list[Row]:
-    statement = text(f"{_CHOSEN} {query} ORDER BY 1, 2 LIMIT :limit")
+def _run(connection: Connection, reading: Reading, query: str, count: int = 1, **parameters: Any) -> list[Row]:
+    values = ", ".join(f"value_{number}" for number in range(count))
+    statement = text(
+        f"{_CHOSEN} SELECT g, CAST(extract(epoch FROM b) * 1000000 AS bigint), {values}"
+        f" FROM ({query}) AS found(g, b, {values}) ORDER BY g, b LIMIT :limit"
+    )
     return [tuple(row) for row in connection.execute(statement, reading.parameters() | parameters)]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
-from datetime import datetime
 from enum import StrEnum
 
-Values = list[float | None]
-Point = tuple[datetime, Values]
+from primespark.store.analytics.series import Series
 
 
 class Fill(StrEnum):
@@ -21,31 +21,29 @@ class Fill(StrEnum):
     ZERO = "zero"
 
 
-def filled(points: Sequence[Point], starts: Sequence[datetime], fill: Fill, width: int) -> list[Point]:
-    """A point for each of `starts`: those of `points`, which are in order, and between them what `fill` says.
+def filled(series: Series, starts: Sequence[int], fill: Fill) -> Series:
+    """A point for each of `starts`, in microseconds: those of `series`, and between them what `fill` says.
 
     `previous` is null before the first point, `linear` before the first and after the last.
     """
-    known = dict(points)
     if fill is Fill.NONE:
-        return list(points)
-    times = [moment for moment, _ in points]
-    empty: Values = [0.0 if fill is Fill.ZERO else None] * width
-    answer: list[Point] = []
+        return series
+    columns = [array("d", _column(series.times, column, starts, fill)) for column in series.columns]
+    return Series(series.group, array("q", starts), columns)
+
+
+def _column(times: Sequence[int], values: Sequence[float], starts: Sequence[int], fill: Fill) -> list[float]:
+    known = dict(zip(times, values, strict=True))
+    answer = []
     for moment in starts:
-        values = known.get(moment)
-        if values is None:
-            values = empty
+        value = known.get(moment)
+        if value is None:
+            value = 0.0 if fill is Fill.ZERO else math.nan
             after = bisect_left(times, moment)
             if fill is Fill.PREVIOUS and after > 0:
-                values = points[after - 1][1]
-            elif fill is Fill.LINEAR and 0 < after < len(points):
-                values = _between(points[after - 1], points[after], moment)
-        answer.append((moment, list(values)))
+                value = values[after - 1]
+            elif fill is Fill.LINEAR and 0 < after < len(times):
+                share = (moment - times[after - 1]) / (times[after] - times[after - 1])
+                value = values[after - 1] + (values[after] - values[after - 1]) * share
+        answer.append(value)
     return answer
-
-
-def _between(before: Point, after: Point, moment: datetime) -> Values:
-    share = (moment - before[0]) / (after[0] - before[0])
-    pairs = zip(before[1], after[1], strict=True)
-    return [None if low is None or high is None else low + (high - low) * share for low, high in pairs]

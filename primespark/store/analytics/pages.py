@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from typing import Any
 
-from primespark.core.values import EARLIEST
 from primespark.errors import InvalidInputError
-from primespark.store.analytics.queries import Series, group_key
+from primespark.store.analytics.queries import group_key
+from primespark.store.analytics.series import Series
 
 MAX_CURSOR_CHARACTERS = 4096
-_MICROSECOND = timedelta(microseconds=1)
 # A group's values, each with whether it is absent, and the microsecond of a point.
 Position = tuple[list[Any], int]
 
@@ -30,32 +29,31 @@ def page(
         InvalidInputError: Code `bad_cursor`.
     """
     after = _read(cursor) if cursor is not None else None
-    sign = -1 if newest_first else 1
     chosen: list[Series] = []
     left = limit
     last: Position | None = None
     for one in series:
         key = group_key(one)
-        points = one.points[::sign]
-        if after is not None:
-            if key < after[0]:
-                continue
-            if key == after[0]:
-                points = [point for point in points if sign * _number(point[0]) > sign * after[1]]
-        if left is not None and len(points) > left:
+        if after is not None and key < after[0]:
+            continue
+        rest = one.reversed() if newest_first else one
+        if after is not None and key == after[0]:
+            rest = rest.part(_behind(rest.times, after[1], newest_first=newest_first), len(rest.times))
+        if left is not None and len(rest.times) > left:
             if left:
-                chosen.append(Series(one.group, points[:left]))
-                last = key, _number(points[left - 1][0])
+                chosen.append(rest.part(0, left))
+                last = key, rest.times[left - 1]
             return chosen, _write(last) if last else cursor
-        if points:
-            chosen.append(Series(one.group, points))
-            last = key, _number(points[-1][0])
-            left = None if left is None else left - len(points)
+        if rest.times:
+            chosen.append(rest)
+            last = key, rest.times[-1]
+            left = None if left is None else left - len(rest.times)
     return chosen, None
 
 
-def _number(moment: datetime) -> int:
-    return (moment - EARLIEST) // _MICROSECOND
+def _behind(times: Sequence[int], moment: int, *, newest_first: bool) -> int:
+    """How many of `times`, which are in order, are not behind a moment."""
+    return bisect_right(times, -moment, key=lambda time: -time) if newest_first else bisect_right(times, moment)
 
 
 def _write(position: Position) -> str:

@@ -7,9 +7,13 @@ or the samples are few.
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -19,9 +23,10 @@ from primespark.errors import InvalidInputError
 from primespark.store.analytics import aggregates
 from primespark.store.analytics.aggregates import Aggregation, Reading
 from primespark.store.analytics.buckets import Granularity, too_many_points
-from primespark.store.analytics.fill import Fill, Point, filled
+from primespark.store.analytics.fill import Fill, filled
 from primespark.store.analytics.plan import HOUR, Plan, plan
 from primespark.store.analytics.selection import Filter, Selection, select_series
+from primespark.store.analytics.series import Series, to_microseconds
 
 MAX_POINTS = 50_000
 # Of so few samples a percentile is exact without being asked to: reading them takes some milliseconds.
@@ -58,14 +63,6 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """Points of one group, in order of time."""
-
-    group: dict[str, str | None]
-    points: list[Point] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
     """What was found, and from where it was read."""
 
@@ -89,21 +86,24 @@ def run(connection: Connection, query: Query, *, max_points: int = MAX_POINTS) -
     even = query.granularity.width if query.granularity and query.granularity.is_even else None
     stale = aggregates.stale_hours(connection, selection, whole)
     reading = Reading(selection, whole, starts if even is None else None, even, stale, max_points + 1)
-    found: dict[tuple[int, datetime], list[float | None]] = {}
-    width = len(query.aggregations)
-    others = [aggregation for aggregation in query.aggregations if aggregation is not Aggregation.PERCENTILE]
-    if others:
-        for group, moment, *values in aggregates.moments(connection, reading, others):
-            found[group, moment] = values
-    is_exact = True
-    if len(others) < width:
-        at = query.aggregations.index(Aggregation.PERCENTILE)
-        rows, is_exact = _percentiles(connection, query, reading)
-        for group, moment, value in rows:
-            found.setdefault((group, moment), [None] * (width - 1)).insert(at, value)
-    if len(found) > max_points:
+    rows, is_exact = _rows(connection, query, reading)
+    if len(rows) > max_points:
         raise too_many_points(max_points)
-    return Answer(_series(query, selection, starts, found, max_points), whole, len(stale), is_exact)
+    return Answer(_series(query, selection, starts, rows, max_points), whole, len(stale), is_exact)
+
+
+def _rows(connection: Connection, query: Query, reading: Reading) -> tuple[list[aggregates.Row], bool]:
+    """Group, bucket and values, by group and bucket, and whether percentiles are those of the samples."""
+    others = [aggregation for aggregation in query.aggregations if aggregation is not Aggregation.PERCENTILE]
+    rows = aggregates.moments(connection, reading, others) if others else []
+    if len(others) == len(query.aggregations):
+        return rows, True
+    percentiles, is_exact = _percentiles(connection, query, reading)
+    if not others:
+        return percentiles, is_exact
+    # Both are of the same samples, so they have the same buckets.
+    at = 2 + query.aggregations.index(Aggregation.PERCENTILE)
+    return [(*row[:at], given[2], *row[at:]) for row, given in zip(rows, percentiles, strict=True)], is_exact
 
 
 def _check(query: Query) -> None:
@@ -158,17 +158,20 @@ def _series(
     query: Query,
     selection: Selection,
     starts: Sequence[datetime] | None,
-    found: dict[tuple[int, datetime], list[float | None]],
+    rows: Sequence[aggregates.Row],
     max_points: int,
 ) -> list[Series]:
-    points: dict[int, list[Point]] = {}
-    for (group, moment), values in sorted(found.items(), key=lambda item: item[0]):
-        points.setdefault(group, []).append((moment, values))
+    found = []
+    for group, of_group in groupby(rows, key=itemgetter(0)):
+        _, times, *columns = zip(*of_group, strict=True)
+        values = [array("d", (math.nan if value is None else value for value in column)) for column in columns]
+        found.append(Series(selection.groups[group], array("q", times), values))
     if query.fill is not Fill.NONE and starts is not None:
-        if len(points) * len(starts) > max_points:
+        if len(found) * len(starts) > max_points:
             raise too_many_points(max_points)
-        points = {group: filled(some, starts, query.fill, len(query.aggregations)) for group, some in points.items()}
-    return sorted((Series(selection.groups[group], some) for group, some in points.items()), key=group_key)
+        moments = [to_microseconds(moment) for moment in starts]
+        found = [filled(series, moments, query.fill) for series in found]
+    return sorted(found, key=group_key)
 
 
 def group_key(series: Series) -> list[list[Any]]:

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from primespark.errors import InvalidInputError
-from primespark.store.analytics.fill import Fill, Point, filled
+from primespark.store.analytics.fill import Fill, filled
 from primespark.store.analytics.pages import page
-from primespark.store.analytics.queries import Series, group_key
+from primespark.store.analytics.queries import group_key
+from primespark.store.analytics.series import Series, to_microseconds
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 STARTS = [T0 + timedelta(hours=hour) for hour in range(6)]
-POINTS: list[Point] = [(STARTS[1], [1.0, None]), (STARTS[4], [4.0, 2.0])]
+SERIES = Series.of_points({}, [(STARTS[1], [1.0, None]), (STARTS[4], [4.0, 2.0])])
 
 
 @pytest.mark.parametrize(
@@ -28,11 +29,12 @@ POINTS: list[Point] = [(STARTS[1], [1.0, None]), (STARTS[4], [4.0, 2.0])]
     ],
 )
 def test_what_stands_for_an_empty_bucket(fill: Fill, first: list[float | None], second: list[float | None]) -> None:
-    answer = filled(POINTS, STARTS, fill, 2)
+    starts = [to_microseconds(moment) for moment in STARTS]
+    answer = list(filled(SERIES, starts, fill).points())
     assert [moment for moment, _ in answer] == STARTS
     assert [values[0] for _, values in answer] == pytest.approx(first)
     assert [values[1] for _, values in answer] == pytest.approx(second)
-    assert filled(POINTS, STARTS, Fill.NONE, 2) == POINTS
+    assert filled(SERIES, starts, Fill.NONE) is SERIES
 
 
 names = st.one_of(st.none(), st.text(max_size=3))
@@ -48,17 +50,17 @@ def test_pages_together_are_the_answer(
 ) -> None:
     answer = sorted(
         (
-            Series({"a": a, "b": b}, [(T0 + timedelta(seconds=n), [float(n)]) for n in sorted(numbers)])
+            Series.of_points({"a": a, "b": b}, [(T0 + timedelta(seconds=n), [float(n)]) for n in sorted(numbers)])
             for (a, b), numbers in groups.items()
         ),
         key=group_key,
     )
-    expected = [(one.group, p) for one in answer for p in (one.points[::-1] if newest_first else one.points)]
+    expected = [(one.group, p) for one in answer for p in (one.reversed() if newest_first else one).points()]
     found: list[object] = []
     cursor: str | None = None
     for _ in range(len(expected) + 1):
         some, cursor = page(answer, limit, cursor, newest_first=newest_first)
-        here = [(one.group, point) for one in some for point in one.points]
+        here = [(one.group, point) for one in some for point in one.points()]
         assert len(here) == limit or cursor is None
         found += here
         if cursor is None:
@@ -72,5 +74,5 @@ def test_pages_together_are_the_answer(
 )
 def test_what_is_no_cursor_is_refused(cursor: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
-        page([Series({}, [(T0, [1.0])])], 1, cursor)
+        page([Series.of_points({}, [(T0, [1.0])])], 1, cursor)
     assert caught.value.code == "bad_cursor"

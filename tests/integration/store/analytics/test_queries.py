@@ -22,8 +22,9 @@ from primespark.store.analytics import queries
 from primespark.store.analytics.aggregates import Aggregation
 from primespark.store.analytics.buckets import Unit, of_seconds, of_unit
 from primespark.store.analytics.fill import Fill
-from primespark.store.analytics.queries import Answer, Query, Series
+from primespark.store.analytics.queries import Answer, Query
 from primespark.store.analytics.selection import Filter, Op
+from primespark.store.analytics.series import Series
 from primespark.store.samples import Sample
 from tests.helpers import rounds
 
@@ -164,11 +165,11 @@ def _expected(query: Query, stored: list[Sample]) -> dict[tuple[tuple[Any, ...],
 def _compare(query: Query, answer: Answer, stored: list[Sample]) -> None:
     expected = _expected(query, stored)
     found = {
-        (tuple(series.group.values()), moment): values for series in answer.series for moment, values in series.points
+        (tuple(series.group.values()), moment): values for series in answer.series for moment, values in series.points()
     }
     assert found.keys() == expected.keys()
     for series in answer.series:
-        assert [moment for moment, _ in series.points] == sorted(moment for moment, _ in series.points)
+        assert list(series.times) == sorted(series.times)
     for key, given_values in expected.items():
         numbers = np.array(given_values, dtype=np.longdouble)
         for aggregation, value in zip(query.aggregations, found[key], strict=True):
@@ -216,7 +217,7 @@ def test_a_query_is_bounded(store_engine: Engine) -> None:
     query = Query(["m"], [Aggregation.SUM], T0, T0 + timedelta(seconds=2), of_unit(Unit.SECOND))
     with store_engine.begin() as connection:
         (series,) = queries.run(connection, query, max_points=2).series
-        assert len(series.points) == 2
+        assert len(series.times) == 2
     for changed in (
         replace(query, end=T0 + timedelta(hours=1)),
         replace(query, end=T0 + timedelta(hours=1), fill=Fill.ZERO),
@@ -265,7 +266,7 @@ def test_names_and_labels_are_only_ever_compared(store_engine: Engine, name: str
     query = replace(query, filters=[Filter(f"labels.{name}", Op.EQUAL, name), Filter("source", Op.IN, [name, "x"])])
     with store_engine.begin() as connection:
         answer = queries.run(connection, query)
-    assert answer.series == [Series({f"labels.{name}": name, "source": name}, [(T0, [1.0])])]
+    assert answer.series == [Series.of_points({f"labels.{name}": name, "source": name}, [(T0, [1.0])])]
 
 
 def test_an_answer_is_of_one_moment(store_engine: Engine) -> None:
@@ -281,7 +282,7 @@ def test_an_answer_is_of_one_moment(store_engine: Engine) -> None:
         assert [connection.execute(statement).scalar_one() for statement in reading] == [1, 0]
     with store_engine.begin() as connection:
         answer = queries.run(connection, query)
-    assert (answer.stale_hours, answer.series[0].points) == (0, [(T0, [2.0])])
+    assert (answer.stale_hours, list(answer.series[0].points())) == (0, [(T0, [2.0])])
 
 
 def test_thirty_days_by_hour_touch_no_sample(store_engine: Engine) -> None:
@@ -304,7 +305,7 @@ def test_thirty_days_by_hour_touch_no_sample(store_engine: Engine) -> None:
             answer = queries.run(connection, query)
     finally:
         event.remove(store_engine, "before_cursor_execute", explain)
-    assert len(answer.series[0].points) == 720
+    assert len(answer.series[0].times) == 720
     assert any("rollup_1h" in line for line in touched)
     assert any("rollup_histogram" in line for line in touched)
     assert not any("sample" in line for line in touched)
@@ -319,4 +320,4 @@ def test_a_spread_near_a_large_mean_keeps_its_digits(store_engine: Engine) -> No
     for refreshed in (query, replace(query, end=T0 + timedelta(hours=19, minutes=59))):
         (series,) = ask(store_engine, **{name: getattr(refreshed, name) for name in Query.__slots__}).series
         upto = numbers[: int((refreshed.end - T0).total_seconds() // 24) + 1]
-        assert series.points[0][1][0] == pytest.approx(np.std(upto, ddof=1), rel=1e-6)
+        assert series.columns[0][0] == pytest.approx(np.std(upto, ddof=1), rel=1e-6)

@@ -1,0 +1,66 @@
+"""Points of a group of series, column by column: an answer has tens of thousands, and a cache keeps them so."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+Group = dict[str, str | None]
+
+
+def _times() -> array[int]:
+    return array("q")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points of one group, in order of time.
+
+    Attributes:
+        group: What its series have in common.
+        times: Microseconds since 1970.
+        columns: For each aggregation as many values; NaN where there is none.
+    """
+
+    group: Group
+    times: array[int] = field(default_factory=_times)
+    columns: list[array[float]] = field(default_factory=list)
+
+    @classmethod
+    def of_points(cls, group: Group, points: Sequence[tuple[datetime, Sequence[float | None]]]) -> Series:
+        """A series of `points`, which are in order."""
+        width = len(points[0][1]) if points else 0
+        columns = [array("d", (_or_nan(values[at]) for _, values in points)) for at in range(width)]
+        return cls(group, array("q", (to_microseconds(moment) for moment, _ in points)), columns)
+
+    def points(self) -> Iterator[tuple[datetime, list[float | None]]]:
+        """Each point's time and values."""
+        for at, moment in enumerate(self.times):
+            yield to_datetime(moment), [None if math.isnan(value[at]) else value[at] for value in self.columns]
+
+    def part(self, start: int, end: int) -> Series:
+        """The points from number `start` to before `end`."""
+        return Series(self.group, self.times[start:end], [column[start:end] for column in self.columns])
+
+    def reversed(self) -> Series:
+        """The same, newest first."""
+        return Series(self.group, self.times[::-1], [column[::-1] for column in self.columns])
+
+
+def to_microseconds(moment: datetime) -> int:
+    """Microseconds from 1970 to a moment."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def to_datetime(microseconds: int) -> datetime:
+    """The moment so many microseconds after 1970."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
