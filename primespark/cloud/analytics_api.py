@@ -12,7 +12,6 @@ from primespark.cloud.state import Cloud, cloud_of
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.web import Principal, Role, read_model, require
 from primespark.store import samples
-from primespark.store.analytics import queries
 from primespark.store.analytics.aggregates import Aggregation
 from primespark.store.analytics.buckets import Granularity, Unit, of_seconds, of_unit, zone_named
 from primespark.store.analytics.fill import Fill
@@ -118,10 +117,10 @@ async def query_metrics(request: Request, cloud: CloudState) -> dict[str, Any]:
     """Aggregate metrics in buckets of time over `[start, end)`."""
     asked = await read_model(request, QueryRequest)
     query = asked.to_query()
-    answer = await cloud.transact(lambda connection: queries.run(connection, query))
+    answer, is_kept = await cloud.transact(lambda connection: cloud.answers.answer(connection, query))
     series, cursor = page(answer.series, asked.limit, asked.cursor, newest_first=asked.order == "desc")
     body: dict[str, Any] = {"series": [_points(one, query.aggregations) for one in series], "next_cursor": cursor}
-    return body | {"explain": _explain(answer)} if asked.explain else body
+    return body | {"explain": _explain(answer, is_kept)} if asked.explain else body
 
 
 def _points(series: Series, aggregations: Sequence[Aggregation]) -> dict[str, Any]:
@@ -143,7 +142,7 @@ def _granularity(asked: Unit | UnitRequest | IntervalRequest | None) -> Granular
     return of_seconds(asked.every_s, zone_named(asked.tz))
 
 
-def _explain(answer: Answer) -> dict[str, Any]:
+def _explain(answer: Answer, is_kept: bool) -> dict[str, Any]:
     """From where the answer was read."""
 
     def told(spans: list[Span]) -> list[list[str]]:
@@ -152,4 +151,5 @@ def _explain(answer: Answer) -> dict[str, Any]:
     return {
         "daily_rollup": told(answer.plan.days), "hourly_rollup": told(answer.plan.hours),
         "samples": told(answer.plan.raw), "hours_read_from_samples": answer.stale_hours, "exact": answer.is_exact,
+        "cached": is_kept,
     }  # fmt: skip

@@ -33,6 +33,8 @@ from primespark.core.web import create_app, serve
 from primespark.core.web.watching import Watchers
 from primespark.errors import ConfigurationError, PrimeSparkError
 from primespark.store import access, database
+from primespark.store.analytics.answers import Answers
+from primespark.store.analytics.cache import NoCache, RedisCache
 from primespark.store.blobs import BlobStore
 
 # A device has two: one waits for changes, one pushes.
@@ -83,6 +85,7 @@ def build(settings: Settings, root: Path) -> Cloud:
         lanes=Lanes(settings.cloud.store.pool_size),
         notifier=notifier,
         watchers=Watchers(notifier),
+        answers=Answers(RedisCache(url.get_secret_value()) if (url := settings.cloud.cache.url) else NoCache()),
         blobs=BlobStore(root / "blobs"),
         signing_key=SigningKey.load_or_create(root / "cloud" / "signing.key"),
     )

@@ -18,6 +18,7 @@ from primespark.core.web import Principal, Role
 from primespark.core.web.watching import Watchers
 from primespark.errors import AuthenticationError, DeadlineExceededError
 from primespark.store import access, devices
+from primespark.store.analytics.answers import Answers
 from primespark.store.blobs import BlobStore
 from primespark.store.database import available
 from primespark.store.reconciliation import DocumentRules
@@ -42,6 +43,7 @@ class Cloud:
     blobs: BlobStore
     signing_key: SigningKey
     watchers: Watchers
+    answers: Answers
     deadline_s: float = 10.0
     push_deadline_s: float = 30.0
 

@@ -50,6 +50,10 @@ _INSERT = text(
     " SELECT DISTINCT ON (series_id) series_id, time, seq, value FROM inserted ORDER BY series_id, time DESC, seq DESC"
     " ON CONFLICT (series_id) DO UPDATE SET (time, seq, value) = (excluded.time, excluded.seq, excluded.value)"
     " WHERE (excluded.time, excluded.seq) > (known.time, known.seq)"
+    "), counted AS ("
+    " INSERT INTO metrics.day_version AS known (series_id, day, version)"
+    " SELECT DISTINCT series_id, date_trunc('day', time, 'UTC'), 1 FROM inserted ORDER BY 1, 2"
+    " ON CONFLICT (series_id, day) DO UPDATE SET version = known.version + 1"
     ") SELECT count(*) FROM inserted"
 )
 

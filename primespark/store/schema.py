@@ -333,6 +333,17 @@ last_sample = Table(
     schema="metrics",
 )
 
+# How often the samples of a series and day have changed.
+day_version = Table(
+    "day_version",
+    metadata,
+    Column("series_id", BigInteger, nullable=False),
+    Column("day", _Moment, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    PrimaryKeyConstraint("series_id", "day"),
+    schema="metrics",
+)
+
 window_result = Table(
     "window_result",
     metadata,

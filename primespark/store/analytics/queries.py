@@ -72,8 +72,36 @@ class Answer:
     is_exact: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A question, and what must be known to read the answer.
+
+    Attributes:
+        query: The question.
+        selection: The series it is about.
+        starts: When each bucket begins; None where nobody needs to know.
+        plan: What is to be read.
+        max_points: Most points of the answer.
+    """
+
+    query: Query
+    selection: Selection
+    starts: list[datetime] | None
+    plan: Plan
+    max_points: int
+
+
 def run(connection: Connection, query: Query, *, max_points: int = MAX_POINTS) -> Answer:
     """Answer a question, as of one moment; the connection has begun no transaction yet.
+
+    Raises:
+        InvalidInputError: It says what is wrong with the question.
+    """
+    return work_out(connection, prepare(connection, query, max_points=max_points))
+
+
+def prepare(connection: Connection, query: Query, *, max_points: int = MAX_POINTS) -> Prepared:
+    """Find out what a question is about; begins the transaction in which it is to be answered.
 
     Raises:
         InvalidInputError: It says what is wrong with the question.
@@ -82,14 +110,26 @@ def run(connection: Connection, query: Query, *, max_points: int = MAX_POINTS) -
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     selection = select_series(connection, query.metrics, query.filters, query.group_by)
     starts = _starts(query, max_points)
-    whole = plan(query.start, query.end, starts)
+    return Prepared(query, selection, starts, plan(query.start, query.end, starts), max_points)
+
+
+def work_out(connection: Connection, prepared: Prepared) -> Answer:
+    """Read the answer.
+
+    Raises:
+        InvalidInputError: It has too many points.
+    """
+    query = prepared.query
     even = query.granularity.width if query.granularity and query.granularity.is_even else None
-    stale = aggregates.stale_hours(connection, selection, whole)
-    reading = Reading(selection, whole, starts if even is None else None, even, stale, max_points + 1)
+    stale = aggregates.stale_hours(connection, prepared.selection, prepared.plan)
+    reading = Reading(
+        prepared.selection, prepared.plan, prepared.starts if even is None else None, even, stale,
+        prepared.max_points + 1,
+    )  # fmt: skip
     rows, is_exact = _rows(connection, query, reading)
-    if len(rows) > max_points:
-        raise too_many_points(max_points)
-    return Answer(_series(query, selection, starts, rows, max_points), whole, len(stale), is_exact)
+    if len(rows) > prepared.max_points:
+        raise too_many_points(prepared.max_points)
+    return Answer(_series(prepared, rows), prepared.plan, len(stale), is_exact)
 
 
 def _rows(connection: Connection, query: Query, reading: Reading) -> tuple[list[aggregates.Row], bool]:
@@ -154,23 +194,18 @@ def _count(connection: Connection, query: Query, reading: Reading) -> int:
     return sum(int(row[2]) for row in aggregates.moments(connection, in_one_bucket, [Aggregation.COUNT]))
 
 
-def _series(
-    query: Query,
-    selection: Selection,
-    starts: Sequence[datetime] | None,
-    rows: Sequence[aggregates.Row],
-    max_points: int,
-) -> list[Series]:
+def _series(prepared: Prepared, rows: Sequence[aggregates.Row]) -> list[Series]:
     found = []
     for group, of_group in groupby(rows, key=itemgetter(0)):
         _, times, *columns = zip(*of_group, strict=True)
         values = [array("d", (math.nan if value is None else value for value in column)) for column in columns]
-        found.append(Series(selection.groups[group], array("q", times), values))
-    if query.fill is not Fill.NONE and starts is not None:
-        if len(found) * len(starts) > max_points:
-            raise too_many_points(max_points)
-        moments = [to_microseconds(moment) for moment in starts]
-        found = [filled(series, moments, query.fill) for series in found]
+        found.append(Series(prepared.selection.groups[group], array("q", times), values))
+    fill = prepared.query.fill
+    if fill is not Fill.NONE and prepared.starts is not None:
+        if len(found) * len(prepared.starts) > prepared.max_points:
+            raise too_many_points(prepared.max_points)
+        moments = [to_microseconds(moment) for moment in prepared.starts]
+        found = [filled(series, moments, fill) for series in found]
     return sorted(found, key=group_key)
 
 
