@@ -35,14 +35,14 @@ def stretches(hours: Iterable[datetime]) -> list[tuple[datetime, datetime]]:
 def hourly_rollup_schedule(
     context: dg.ScheduleEvaluationContext, store: StoreResource
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Roll up every past hour that has samples no rollup has seen, however late they came."""
+    """Close every past hour that has samples no rollup has seen, however late they came, or that is open still."""
     from primespark.store import rollups
 
     now = context.scheduled_execution_time.astimezone(UTC)
     with store.transaction() as connection:
-        dirty = rollups.dirty_hours(connection, _MAX_HOURS_PER_TICK)
+        waiting = rollups.hours_to_close(connection, _MAX_HOURS_PER_TICK)
     # Older hours belong to the first partition, see the asset; what is not over yet waits for the next tick.
-    hours = [max(hour.astimezone(UTC), FIRST_HOUR) for hour in dirty if hour + _HOUR <= now]
+    hours = [max(hour.astimezone(UTC), FIRST_HOUR) for hour in waiting if hour + _HOUR <= now]
     if not hours:
         yield dg.SkipReason("no past hour has new samples")
     for first, last in stretches(hours):

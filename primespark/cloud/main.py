@@ -24,6 +24,7 @@ from primespark.cloud import (
 )
 from primespark.cloud.lanes import LaneByPath, Lanes
 from primespark.cloud.notifier import Notifier
+from primespark.cloud.refresher import refresh_newest
 from primespark.cloud.state import Cloud
 from primespark.core.logging import configure_logging, get_logger
 from primespark.core.manifests import SigningKey
@@ -113,7 +114,10 @@ def build_app(cloud: Cloud) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(cloud.notifier.run(), name="notifier")]
+        tasks = [
+            asyncio.create_task(cloud.notifier.run(), name="notifier"),
+            asyncio.create_task(refresh_newest(cloud), name="refresher"),
+        ]
         if relay is not None:
             tasks.append(asyncio.create_task(relay.run(), name="relay"))
         yield

@@ -6,7 +6,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from primespark.store.analytics.plan import DAY, floor
+from primespark.core.values import LATEST
+from primespark.store.analytics.plan import DAY, HOUR, floor
 
 _LOCK = 7_301_004
 _TAKE_MARKS = text(
@@ -55,21 +56,48 @@ def refresh_hours(connection: Connection, start: datetime, end: datetime) -> int
     sample of a transaction that commits meanwhile brings its own mark, so the next refresh takes it.
     """
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-    marks = sorted({tuple(row) for row in connection.execute(_TAKE_MARKS, {"start": start, "end": end})})
-    if not marks:
+    window = {"start": start, "end": end}
+    connection.execute(text("DELETE FROM metrics.open_hour WHERE bucket >= :start AND bucket < :end"), window)
+    return len(_refresh(connection, window))
+
+
+def refresh_newest(connection: Connection, now: datetime) -> int:
+    """Refresh the hour before the present one and all that began since, unless somebody refreshes already.
+
+    They stay open: `hours_to_close` names them until `refresh_hours` has had them.
+    """
+    if not connection.execute(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}).scalar_one():
         return 0
-    # Statements of their own: they see every sample whose mark the statement before them has taken.
-    hours = {"series": [series for series, _ in marks], "buckets": [bucket for _, bucket in marks]}
-    renewed = connection.execute(_HOURS, hours)
-    connection.execute(_HISTOGRAMS, hours)
-    days = sorted({(series, floor(bucket, DAY)) for series, bucket in marks})
-    connection.execute(_DAYS, {"series": [series for series, _ in days], "buckets": [bucket for _, bucket in days]})
-    return renewed.rowcount
+    renewed = _refresh(connection, {"start": floor(now, HOUR) - HOUR, "end": LATEST})
+    connection.execute(
+        text(
+            "INSERT INTO metrics.open_hour SELECT DISTINCT bucket"
+            " FROM unnest(CAST(:buckets AS timestamptz[])) AS bucket ON CONFLICT DO NOTHING"
+        ),
+        {"buckets": [bucket for _, bucket in renewed]},
+    )
+    return len(renewed)
 
 
-def dirty_hours(connection: Connection, limit: int) -> list[datetime]:
-    """Up to `limit` hours that have samples no rollup has seen, oldest first."""
+def _refresh(connection: Connection, window: dict[str, datetime]) -> list[tuple[int, datetime]]:
+    """Under the lock: compute what is marked in the window anew; series and hour of each."""
+    marks = sorted({(series, bucket) for series, bucket in connection.execute(_TAKE_MARKS, window)})
+    if marks:
+        # Statements of their own: they see every sample whose mark the statement before them has taken.
+        hours = {"series": [series for series, _ in marks], "buckets": [bucket for _, bucket in marks]}
+        connection.execute(_HOURS, hours)
+        connection.execute(_HISTOGRAMS, hours)
+        days = sorted({(series, floor(bucket, DAY)) for series, bucket in marks})
+        connection.execute(_DAYS, {"series": [series for series, _ in days], "buckets": [bucket for _, bucket in days]})
+    return marks
+
+
+def hours_to_close(connection: Connection, limit: int) -> list[datetime]:
+    """Up to `limit` hours that have samples no rollup has seen, or were refreshed while they lasted, oldest first."""
     rows = connection.execute(
-        text("SELECT DISTINCT bucket FROM metrics.dirty ORDER BY bucket LIMIT :limit"), {"limit": limit}
+        text(
+            "SELECT bucket FROM metrics.dirty UNION SELECT bucket FROM metrics.open_hour ORDER BY bucket LIMIT :limit"
+        ),
+        {"limit": limit},
     )
     return list(rows.scalars())

@@ -288,6 +288,10 @@ dirty = Table(
 )
 
 
+# Hours whose marks were taken while they lasted; the hourly asset closes them.
+open_hour = Table("open_hour", metadata, Column("bucket", _Moment, primary_key=True), schema="metrics")
+
+
 def _rollup(name: str) -> Table:
     return Table(
         name,

@@ -68,6 +68,7 @@ async def test_an_answer_says_from_where_it_was_read(gate: Gate) -> None:
         "samples": [["2026-03-28T00:30:00.000000Z", "2026-03-28T01:00:00.000000Z"]],
         "hours_read_from_samples": 1,
         "exact": True,
+        "cached": False,
     }
     assert answer.json()["series"][0]["points"] == [["2026-03-28T00:30:00.000000Z", float(sum(range(1, 48)))]]
 

@@ -135,15 +135,32 @@ def test_refreshes_and_writers_at_once_leave_every_sample_counted(store_engine: 
     refresh(store_engine)
     with store_engine.begin() as connection:
         assert connection.execute(text("SELECT count(*), sum(n), min(n) FROM metrics.rollup_1h")).one() == (9, 360, 40)
-        assert rollups.dirty_hours(connection, 10) == []
+        assert rollups.hours_to_close(connection, 10) == []
 
 
 def test_only_the_hours_asked_for_are_refreshed(store_engine: Engine) -> None:
     insert(store_engine, *(sample(3600 * hour, 1.0) for hour in range(3)))
     with store_engine.begin() as connection:
-        assert rollups.dirty_hours(connection, 2) == [T0, T0 + HOUR]
+        assert rollups.hours_to_close(connection, 2) == [T0, T0 + HOUR]
         assert rollups.refresh_hours(connection, T0 + HOUR, T0 + 2 * HOUR) == 1
-        assert rollups.dirty_hours(connection, 10) == [T0, T0 + 2 * HOUR]
+        assert rollups.hours_to_close(connection, 10) == [T0, T0 + 2 * HOUR]
+
+
+def test_the_newest_hours_are_refreshed_and_stay_open_until_they_are_closed(store_engine: Engine) -> None:
+    insert(store_engine, *(sample(3600 * hour, 1.0) for hour in range(4)))
+    now = T0 + 2 * HOUR + timedelta(minutes=10)
+    with store_engine.begin() as connection:
+        assert rollups.refresh_newest(connection, now) == 3
+        with store_engine.begin() as other:
+            # Somebody does it already.
+            assert rollups.refresh_newest(other, now) == 0
+    with store_engine.begin() as connection:
+        assert rollups.refresh_newest(connection, now) == 0
+        buckets = connection.execute(text("SELECT bucket FROM metrics.rollup_1h ORDER BY bucket")).scalars()
+        assert list(buckets) == [T0 + hour * HOUR for hour in (1, 2, 3)]
+        assert rollups.hours_to_close(connection, 10) == [T0 + hour * HOUR for hour in range(4)]
+        assert rollups.refresh_hours(connection, T0, T0 + 2 * HOUR) == 1
+        assert rollups.hours_to_close(connection, 10) == [T0 + hour * HOUR for hour in (2, 3)]
 
 
 def test_series_are_told_apart_by_all_their_parts(store_engine: Engine) -> None:
