@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from edge_agent.bandwidth import Bandwidth, limited_transport
 from edge_agent.connectivity import LinkHealth, LinkState, fault_of
 from edge_agent.device_clock import DeviceClock
+from edge_agent.fair_link import Traffic
 from edge_agent.outgoing import Batch
 from edge_agent.reading import Position
 from edge_agent.slots.download import BlobPart
@@ -250,7 +251,7 @@ class GateClient:
         async for chunk in reply.aiter_raw():
             SENT.labels("blob").inc(len(chunk))
             yield chunk
-            await self._bandwidth.received(len(chunk))
+            await self._bandwidth.received(len(chunk), Traffic.BLOBS)
 
     def _timeout(self, wait_s: float) -> httpx2.Timeout:
         return httpx2.Timeout(self._timeout_s + wait_s, connect=self._connect_timeout_s)

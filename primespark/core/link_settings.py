@@ -58,9 +58,20 @@ class BandwidthWindow(Section):
         return time_of_day >= self.begin or time_of_day < self.end
 
 
+_Weight = Annotated[int, Field(ge=1, le=100)]
+
+
+class BandwidthShares(Section):
+    """What parts of a limited link batches and pulls have, and blobs, while both want all of it."""
+
+    records: _Weight = 4
+    blobs: _Weight = 1
+
+
 class BandwidthSettings(Section):
     """How fast a device may send, and receive; null is without limit, and times without a zone are the device's."""
 
     bytes_per_s: _BytesPerSecond | None = None
     windows: Annotated[tuple[BandwidthWindow, ...], Field(max_length=24)] = ()
+    shares: BandwidthShares = BandwidthShares()
     timezone: Annotated[str, AfterValidator(_time_zone)] | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 
 from edge_agent.bandwidth import Bandwidth
 from edge_agent.bandwidth_optimizer import BandwidthOptimizer
+from edge_agent.fair_link import FairLink, Traffic
 from edge_agent.sync_records import DataType, SyncRecord
 from primespark.core.encoding import decode_body
 from primespark.core.link_settings import BandwidthSettings
@@ -118,6 +121,87 @@ def test_a_window_is_as_long_as_it_says(minute: int, begin: int, length: int) ->
 def test_what_is_no_limit_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         BandwidthSettings.model_validate(wrong)
+
+
+class Scheduler:
+    """Virtual time for many tasks: it passes when all of them wait."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self._sleepers: list[tuple[float, int, asyncio.Event]] = []
+        self._count = 0
+
+    async def sleep(self, seconds: float) -> None:
+        self._count += 1
+        wakes = asyncio.Event()
+        heapq.heappush(self._sleepers, (self.now_s + seconds, self._count, wakes))
+        await wakes.wait()
+
+    async def run_until(self, end_s: float) -> None:
+        while True:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            if not self._sleepers or self._sleepers[0][0] > end_s:
+                return
+            self.now_s, _, wakes = heapq.heappop(self._sleepers)
+            wakes.set()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rate=st.integers(8192, 1_000_000),
+    shares=st.tuples(st.integers(1, 10), st.integers(1, 10)),
+    sizes=st.tuples(st.integers(2000, 20_000), st.integers(2000, 20_000)),
+    begins=st.floats(0, 20),
+    senders=st.integers(1, 3),
+    pays=st.booleans(),
+)
+async def test_a_limited_link_is_shared_by_weight_and_none_of_it_is_left(
+    rate: int, shares: tuple[int, int], sizes: tuple[int, int], begins: float, senders: int, pays: bool
+) -> None:
+    time, piece_s = Scheduler(), sum(sizes) / rate
+    begins_s = begins * piece_s
+    weights = dict(zip(Traffic, shares, strict=True))
+    link = FairLink(lambda: rate, "up", weights, lambda: time.now_s, time.sleep)
+    done: list[tuple[float, Traffic, int]] = []
+
+    async def send(traffic: Traffic, size: int, begin_s: float) -> None:
+        await time.sleep(begin_s)
+        while True:
+            await (link.pay if pays else link.take)(size, traffic)
+            done.append((time.now_s, traffic, size))
+
+    tasks = [asyncio.create_task(send(Traffic.BLOBS, sizes[1], 0.0))]
+    tasks += [asyncio.create_task(send(Traffic.RECORDS, sizes[0], begins_s)) for _ in range(senders)]
+    both_s = 1000 + begins_s
+    await time.run_until(both_s + 50 * piece_s)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    total = sum(size for _, _, size in done)
+    assert total <= rate * (time.now_s - 1000) + (senders + 1) * max(sizes)
+    assert total >= rate * (time.now_s - 1000) - (senders + 1) * max(sizes)
+    # A kind alone has all of it; from when both want it, what each has had by its weight stays level.
+    blobs, records = (
+        [size for at, kind, size in done if kind is wanted and at > both_s]
+        for wanted in (Traffic.BLOBS, Traffic.RECORDS)
+    )
+    level = sum(records) / weights[Traffic.RECORDS] - sum(blobs) / weights[Traffic.BLOBS]
+    most = (senders + 1) * sizes[0] / weights[Traffic.RECORDS] + 2 * sizes[1] / weights[Traffic.BLOBS]
+    assert abs(level) <= most
+
+
+async def test_who_gives_up_its_turn_holds_up_nobody() -> None:
+    time = Scheduler()
+    link = FairLink(lambda: 1000, "up", dict.fromkeys(Traffic, 1), lambda: time.now_s, time.sleep)
+    await link.take(1000, Traffic.RECORDS)
+    waiting = [asyncio.create_task(link.take(1000, Traffic.RECORDS)) for _ in range(4)]
+    await time.run_until(1000.5)
+    waiting[0].cancel()
+    waiting[2].cancel()
+    await time.run_until(1002.5)
+    assert [task.done() for task in waiting] == [True] * 4
+    assert time.now_s == pytest.approx(1002)
 
 
 async def test_a_program_beside_the_agent_keeps_to_the_limit_and_sends_what_matters_first() -> None:
