@@ -186,13 +186,14 @@ def pull(connection: Connection, device_id: str, cursor: int, limit: int, snapsh
             size += len(change.model_dump_json())
             changes.append(PulledChange(cursor=row.log_seq, change=change))
     last = changes[-1].cursor if changes else 0
+    this_cloud = server.identity(connection)
     return PullResponse(
         changes=changes,
         # Of one snapshot of the database: what it shows behind `newest` is all there is up to there.
         next_cursor=last if has_more else max(newest, last),
         has_more=has_more,
-        server_epoch=server.identity(connection).server_epoch,
-        server_hlc=server.peek(connection),
+        server_epoch=this_cloud.server_epoch,
+        server_hlc=this_cloud.peek(),
         snapshot=snapshot if after else newest,
         groups=groups,
     )

@@ -61,6 +61,7 @@ def apply_batch(
     if given is not None:
         return given
     _check_position(connection, request, epoch)
+    _forget_old_answers(connection, request)
     intake = _Intake(request.replica_id, request.epoch, request.batch_seq, _watermarks(connection, request))
     changes = intake.take_all(request)
     intake.store(connection, received_at)
@@ -71,12 +72,13 @@ def apply_batch(
         # What is left out is pulled: it lies behind the device's cursor.
         told = taken.change if told_bytes <= documents.PAGE_BYTES else None
         intake.answer(index, taken.status, taken.code, told)
+    this_cloud = server.identity(connection)
     response = PushResponse(
         status="applied",
         ack_batch_seq=request.batch_seq,
         results=sorted(intake.results, key=lambda result: result.index),
-        server_hlc=server.peek(connection),
-        server_epoch=server.identity(connection).server_epoch,
+        server_hlc=this_cloud.peek(),
+        server_epoch=this_cloud.server_epoch,
     )
     _keep_answer(connection, request, digest, response, received_at)
     return response
@@ -118,7 +120,7 @@ class _Intake:
             self.results.append(RecordResult(index=index, status=status, code=code, record=change))
 
     def store(self, connection: Connection, received_at: datetime) -> None:
-        """Write everything; what others may wait for comes last."""
+        """Write everything; last what is written under the log's lock: until commit all other batches wait for it."""
         fact_rows.insert(connection, self.device_id, self.epoch, self.batch_seq, self._facts)
         _insert_lost(connection, self._lost, received_at)
         _move_watermarks(connection, self.device_id, self.epoch, {s: self.watermarks[s] for s in self._moved})
@@ -271,6 +273,16 @@ def _cloned(request: PushRequest) -> ConflictError:
     )
 
 
+def _forget_old_answers(connection: Connection, request: PushRequest) -> None:
+    connection.execute(
+        delete(batch).where(
+            batch.c.device_id == request.replica_id,
+            batch.c.epoch == request.epoch,
+            batch.c.batch_seq <= request.batch_seq - KEPT_ANSWERS,
+        )
+    )
+
+
 def _watermarks(connection: Connection, request: PushRequest) -> dict[str, int]:
     rows = connection.execute(
         select(watermark.c.stream, watermark.c.seq).where(
@@ -301,11 +313,9 @@ def _move_watermarks(connection: Connection, device_id: str, epoch: int, moved: 
 def _keep_answer(
     connection: Connection, request: PushRequest, digest: str, response: PushResponse, received_at: datetime
 ) -> None:
-    of_device = (batch.c.device_id == request.replica_id, batch.c.epoch == request.epoch)
     connection.execute(
         insert(batch).values(
             device_id=request.replica_id, epoch=request.epoch, batch_seq=request.batch_seq, digest=digest,
             response=response.model_dump(mode="json"), received_at=received_at,
         )
     )  # fmt: skip
-    connection.execute(delete(batch).where(*of_device, batch.c.batch_seq <= request.batch_seq - KEPT_ANSWERS))

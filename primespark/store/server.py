@@ -27,6 +27,10 @@ class Server:
     document_counter: int
     last_hlc: str
 
+    def peek(self) -> str:
+        """A timestamp after all stamped and seen, for others to observe; it is not stored, so two may be equal."""
+        return str(_clock(self).stamp())
+
 
 def identity(connection: Connection) -> Server:
     """The one row about this cloud."""
@@ -57,11 +61,6 @@ def begin_epoch(connection: Connection, now: datetime, why: str) -> int:
         {"next": max(sync_log.newest(connection), epoch * LOG_ROWS_PER_EPOCH)},
     )
     return epoch
-
-
-def peek(connection: Connection) -> str:
-    """A timestamp after all stamped and seen, for others to observe; it is not stored, so two may be equal."""
-    return str(_clock(identity(connection)).stamp())
 
 
 def stamp(connection: Connection) -> str:

@@ -20,6 +20,17 @@ FACTS = "facts"
 DOCUMENT = "document"
 COMMAND = "command"
 _LOCK = 7_301_002
+# One message to the server: of several, all other batches would wait until each is answered, and the next one sent.
+_APPEND_FACTS = text(
+    "SELECT pg_advisory_xact_lock(:lock);"
+    " INSERT INTO sync.log (kind, received_at, data_class, device_id, epoch, batch_seq, stream, seq_from, seq_to, rows,"
+    " time_from, time_to)"
+    " SELECT :kind, CAST(:received_at AS timestamptz), given.* FROM unnest("
+    " CAST(:data_class AS text[]), CAST(:device_id AS text[]), CAST(:epoch AS bigint[]), CAST(:batch_seq AS bigint[]),"
+    " CAST(:stream AS text[]), CAST(:seq_from AS bigint[]), CAST(:seq_to AS bigint[]), CAST(:rows AS integer[]),"
+    " CAST(:time_from AS timestamptz[]), CAST(:time_to AS timestamptz[])) AS given;"
+    " SELECT pg_notify(:channel, :kind)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +96,9 @@ def append_facts(connection: Connection, ranges: Sequence[FactRange], received_a
     """One row for each range, and one notification at commit."""
     if not ranges:
         return
-    lock(connection)
-    for entry in ranges:
-        connection.execute(
-            insert(log).values(
-                kind=FACTS, data_class=entry.data_class, device_id=entry.device_id, epoch=entry.epoch,
-                batch_seq=entry.batch_seq, stream=entry.stream, seq_from=entry.seq_from, seq_to=entry.seq_to,
-                rows=entry.rows, time_from=entry.time_from, time_to=entry.time_to, received_at=received_at,
-            )
-        )  # fmt: skip
-    connection.execute(text("SELECT pg_notify(:channel, :topic)"), {"channel": CHANNEL, "topic": FACTS})
+    columns = {name: [getattr(entry, name) for entry in ranges] for name in FactRange.__slots__}
+    fixed = {"lock": _LOCK, "kind": FACTS, "received_at": received_at, "channel": CHANNEL}
+    connection.execute(_APPEND_FACTS, columns | fixed)
 
 
 def append_document(connection: Connection, data_class: str, scope: str, key: str) -> int:

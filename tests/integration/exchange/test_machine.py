@@ -193,7 +193,7 @@ class ExchangeMachine(RuleBasedStateMachine):
 
     def _check_clock(self) -> None:
         with self.engine.begin() as connection:
-            stamps = [server.peek(connection)]
+            stamps = [server.identity(connection).peek()]
             stamps += connection.execute(text("SELECT (jsonb_each_text(leaf_hlc)).value FROM sync.document")).scalars()
         newest = max(map(Timestamp.parse, stamps))
         if newest.unix_ms > wall_clock_ms() + MAX_CLOCK_AHEAD_MS:

@@ -188,7 +188,7 @@ def test_a_clock_that_runs_ahead_is_stamped_anew(store_engine: Engine) -> None:
         assert result.record.value == {"reported": {"rate": rate}}
         assert Timestamp.parse(result.record.hlc).unix_ms <= wall_clock_ms() + 1000
     with store_engine.begin() as connection:
-        assert Timestamp.parse(server.peek(connection)).unix_ms <= wall_clock_ms() + 1000
+        assert Timestamp.parse(server.identity(connection).peek()).unix_ms <= wall_clock_ms() + 1000
 
 
 def test_a_cloud_write_is_later_than_what_it_saw(store_engine: Engine) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from primespark.errors import AuthenticationError, ConflictError, InvalidInputError
 from primespark.store import devices, gate, labels
@@ -211,6 +211,24 @@ def test_streams_are_bounded(engine: Engine) -> None:
     with pytest.raises(InvalidInputError) as caught, engine.begin() as connection:
         push(connection, batch(1, records))
     assert caught.value.code == "too_many_streams"
+
+
+def test_all_other_batches_wait_for_few_statements_of_one(engine: Engine) -> None:
+    records = [fact(seq, {}, stream, data_class=DataClass.TELEMETRY) for stream in "abc" for seq in (1, 2)]
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    with engine.begin() as connection:
+        push(connection, batch(1, records))
+    event.remove(engine, "before_cursor_execute", note)
+    locked = next(index for index, statement in enumerate(statements) if "pg_advisory_xact_lock" in statement)
+    # What the answer says of this cloud, and the answer.
+    assert len(statements[locked + 1 :]) == 2
+    ranges = rows(engine, "SELECT stream, seq_from, seq_to, rows, batch_seq FROM sync.log ORDER BY log_seq")
+    assert ranges == [("a", 1, 2, 2, 1), ("b", 1, 2, 2, 1), ("c", 1, 2, 2, 1)]
 
 
 def test_only_the_newest_answers_are_kept(engine: Engine) -> None:
