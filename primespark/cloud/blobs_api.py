@@ -26,15 +26,22 @@ router = APIRouter(prefix="/sync/v1")
 CloudState = Annotated[Cloud, Depends(cloud_of)]
 Device = Annotated[Principal, Depends(require(Role.DEVICE))]
 
+people = APIRouter(prefix="/api/v1", dependencies=[Depends(require(Role.VIEWER))])
+
 
 @router.get("/blobs/{sha256}")
 async def blob(sha256: str, cloud: CloudState, device: Device) -> Response:
     """A blob that the device wrote or that a document in its scopes names; `Range` and `If-Range` are honoured."""
-    path = cloud.blobs.path(await _readable(sha256, cloud, device))
-    if not await asyncio.to_thread(path.is_file):
-        raise _no_blob(sha256)
-    headers = {"ETag": f'"{sha256}"', "Cache-Control": "private, immutable, max-age=31536000"}
-    return FileResponse(path, media_type="application/octet-stream", headers=headers)
+    return await _send(await _readable(sha256, cloud, device), cloud)
+
+
+@people.get("/blobs/{sha256}")
+async def blob_of_fact(sha256: str, cloud: CloudState) -> Response:
+    """A blob that a fact names; `Range` and `If-Range` are honoured."""
+    is_named = partial(uploads.is_of_fact, sha256=sha256)
+    if not _SHA256.fullmatch(sha256) or not await cloud.transact(is_named):
+        raise NotFoundError(f"no fact names a blob {sha256[:64]!r}", remedy="take it from the fact's lineage")
+    return await _send(sha256, cloud)
 
 
 @router.get("/blobs/{sha256}/chunks")
@@ -90,6 +97,14 @@ async def chunk(sha256: str, request: Request, cloud: CloudState, device: Device
     await cloud.transact(partial(uploads.check_expected, device_id=device.name, sha256=sha256, size=len(data)))
     await asyncio.to_thread(uploads.Chunks(cloud.blobs).keep, device.name, sha256, data)
     return Response(status_code=204)
+
+
+async def _send(sha256: str, cloud: Cloud) -> Response:
+    path = cloud.blobs.path(sha256)
+    if not await asyncio.to_thread(path.is_file):
+        raise _no_blob(sha256)
+    headers = {"ETag": f'"{sha256}"', "Cache-Control": "private, immutable, max-age=31536000"}
+    return FileResponse(path, media_type="application/octet-stream", headers=headers)
 
 
 async def _readable(sha256: str, cloud: Cloud, device: Principal) -> str:

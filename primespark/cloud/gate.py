@@ -19,7 +19,7 @@ from primespark.core.web import Principal, Role, require
 from primespark.core.web.access import allow_anyone
 from primespark.core.web.bodies import parse_with, read_body, read_model
 from primespark.errors import AuthorizationError, MalformedError
-from primespark.store import devices, server, sync_log, tombstones
+from primespark.store import devices, server, sync_log, tombstones, uploads
 from primespark.store import gate as store_gate
 from primespark.store.groups import MAX_GROUPS_OF_A_DEVICE, scopes_of
 from primespark.sync.batches import read_batch
@@ -29,6 +29,7 @@ from primespark.sync.records import (
     EnrolResponse,
     EpochRequest,
     EpochResponse,
+    Fact,
     Limits,
     PullResponse,
     PushRequest,
@@ -97,6 +98,7 @@ async def push(request: Request, cloud: CloudState, device: Device) -> PushRespo
     payload = await read_body(request)
     batch = await asyncio.to_thread(parse_with, read_batch, payload)
     _check_identity(request, batch, device)
+    await asyncio.to_thread(_check_blobs, cloud, batch)
     received_at = utc_now()
     answer = await cloud.transact(
         lambda connection: store_gate.apply_batch(connection, batch, digest, received_at, cloud.document_rules),
@@ -155,6 +157,13 @@ def _required(request: Request, header: str) -> str:
     if value is None:
         raise MalformedError(f"no {header} header", remedy="send the batch as the protocol says", code="no_digest")
     return value
+
+
+def _check_blobs(cloud: Cloud, batch: PushRequest) -> None:
+    """The store knows who wrote which blob; whether its file is there, after a backup, only the disk does."""
+    for record in batch.records:
+        if isinstance(record, Fact) and record.blob is not None and not cloud.blobs.exists(record.blob):
+            raise uploads.blob_missing(record.blob)
 
 
 def _check_identity(request: Request, batch: PushRequest, device: Principal) -> None:

@@ -46,8 +46,8 @@ _STATEMENT_TIMEOUT_S = 30.0
 # What we make has 43; a file this short was cut off, or made by hand.
 _SHORTEST_KEY = 16
 _ROUTERS = (
-    gate.router, blobs_api.router, commands_api.router, conflicts_api.router, lineage_api.router, people.router,
-    analytics_api.router, records_api.router,
+    gate.router, blobs_api.router, blobs_api.people, commands_api.router, conflicts_api.router, lineage_api.router,
+    people.router, analytics_api.router, records_api.router,
 )  # fmt: skip
 
 log = get_logger(__name__)

@@ -1,8 +1,8 @@
 """Blobs that nothing names any more, removed after a while.
 
-What names a blob: documents, outputs of pipeline stages, the manifests these name, and for a while the device that
-wrote it. Blobs lie beside the database, so nothing here is one transaction with it; instead a blob is kept from the
-moment it is put, which is before it is named, and each time it is found to be named its age begins anew.
+What names a blob: facts, documents, outputs of pipeline stages, the manifests these name, and for a while the device
+that wrote it. Blobs lie beside the database, so nothing here is one transaction with it; instead a blob is kept from
+the moment it is put, which is before it is named, and each time it is found to be named its age begins anew.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _NAME = re.compile(rb"[0-9a-f]{64}")
 
 
 def named(connection: Connection) -> set[str]:
-    """SHA-256 in documents, in outputs of pipeline stages, and of what devices wrote, be there such blobs or not."""
+    """SHA-256 in documents and outputs of pipeline stages, of facts, of what devices wrote; be there blobs or not."""
     found = connection.execute(
         text(
             "SELECT DISTINCT match[1] FROM ("
             "SELECT value AS content FROM sync.document UNION ALL SELECT output FROM control.pipeline_stage"
             ") AS naming, regexp_matches(content::text, '[0-9a-f]{64}', 'g') AS match"
-            " UNION SELECT sha256 FROM sync.blob"
+            " UNION SELECT sha256 FROM sync.blob UNION SELECT blob FROM sync.fact WHERE blob IS NOT NULL"
         )
     )
     return set(found.scalars())

@@ -12,7 +12,8 @@ from primespark.sync.records import Fact
 
 _COPY = (
     "COPY sync.fact"
-    " (device_id, epoch, batch_seq, stream, seq, data_class, time, boot_id, monotonic_ns, quality, value) FROM STDIN"
+    " (device_id, epoch, batch_seq, stream, seq, data_class, time, boot_id, monotonic_ns, quality, blob, value)"
+    " FROM STDIN"
 )
 _NULL = r"\N"
 # What ends a field or a row, and what begins such an escape.
@@ -39,5 +40,7 @@ def _row(fact: Fact, value: str) -> str:
     quality = _NULL if fact.quality is None else fact.quality._value_
     return (
         f"{fact.stream}\t{fact.seq}\t{fact.data_class._value_}\t{fact.time.isoformat()}\t"
-        f"{fact.boot_id.translate(_ESCAPES)}\t{fact.monotonic_ns}\t{quality}\t" + value.replace("\\", r"\\") + "\n"
+        f"{fact.boot_id.translate(_ESCAPES)}\t{fact.monotonic_ns}\t{quality}\t{fact.blob or _NULL}\t"
+        + value.replace("\\", r"\\")
+        + "\n"
     )

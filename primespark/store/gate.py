@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from primespark.core.values import clean_text
 from primespark.errors import AuthenticationError, ConflictError, InvalidInputError
-from primespark.store import commands, documents, fact_rows, facts, labels, samples, server, sync_log
+from primespark.store import commands, documents, fact_rows, facts, labels, samples, server, sync_log, uploads
 from primespark.store.reconciliation import DocumentRules, reconcile
 from primespark.store.schema import batch, device, lost, watermark
 from primespark.sync.records import (
@@ -53,7 +53,7 @@ def apply_batch(
 
     Raises:
         AuthenticationError: The device was forgotten.
-        ConflictError: `replica_cloned`, `stale_epoch`, `unknown_epoch`, `batch_gap` or `seq_gap`.
+        ConflictError: `replica_cloned`, `stale_epoch`, `unknown_epoch`, `batch_gap`, `seq_gap` or `blob_missing`.
         InvalidInputError: `too_many_streams`.
     """
     epoch = _lock_device(connection, request.replica_id)
@@ -64,6 +64,7 @@ def apply_batch(
     _forget_old_answers(connection, request)
     intake = _Intake(request.replica_id, request.epoch, request.batch_seq, _watermarks(connection, request))
     changes = intake.take_all(request)
+    uploads.hold(connection, request.replica_id, intake.blobs())
     intake.store(connection, received_at)
     told_bytes = 0
     for index, change in changes:
@@ -118,6 +119,10 @@ class _Intake:
         """Note what became of a record; those that went as usual are not mentioned."""
         if status is not ResultStatus.OK:
             self.results.append(RecordResult(index=index, status=status, code=code, record=change))
+
+    def blobs(self) -> set[str]:
+        """What the facts name."""
+        return {fact.blob for fact, _ in self._facts if fact.blob is not None}
 
     def store(self, connection: Connection, received_at: datetime) -> None:
         """Write everything; last what is written under the log's lock: until commit all other batches wait for it."""

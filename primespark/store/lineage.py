@@ -57,6 +57,7 @@ class Lineage:
         batch_seq: None for facts from before batches were kept.
         received_at: When the batch came.
         log_seq: Its row in the sync log.
+        blob: SHA-256 of the blob it names.
     """
 
     device_id: str
@@ -72,6 +73,7 @@ class Lineage:
     log_seq: int | None
     frame: FrameOrigin | None
     model: ModelOrigin | None
+    blob: str | None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it, times as RFC 3339."""
@@ -100,6 +102,7 @@ def trace(connection: Connection, device_id: str, stream: str, seq: int, epoch: 
         boot_id=row.boot_id, quality=row.quality, batch_seq=row.batch_seq,
         received_at=entry.received_at if entry else None, log_seq=entry.log_seq if entry else None,
         frame=_frame(value) if is_result else None, model=_model(connection, value) if is_result else None,
+        blob=row.blob,
     )  # fmt: skip
 
 

@@ -112,7 +112,9 @@ fact = Table(
     Column("quality", Text),  # null: the device's clock was right
     Column("value", JSONB, nullable=False),
     Column("batch_seq", BigInteger),  # null: from before batches were kept
+    Column("blob", Text),
     PrimaryKeyConstraint("device_id", "epoch", "stream", "seq"),
+    Index("fact_blob", "blob", postgresql_where=text("blob IS NOT NULL")),
     schema="sync",
 )
 

@@ -31,7 +31,7 @@ from primespark.errors import (
     UnavailableError,
 )
 from primespark.store.blobs import BlobStore
-from primespark.store.schema import device, device_blob, upload, upload_chunk
+from primespark.store.schema import device, device_blob, fact, upload, upload_chunk
 from primespark.sync.chunks import ChunkList
 
 MAX_UNFINISHED = 64
@@ -143,6 +143,35 @@ def wrote(connection: Connection, device_id: str, sha256: str) -> bool:
     """Whether a device wrote this blob, all of it."""
     mine = select(device_blob.c.size).where(device_blob.c.device_id == device_id, device_blob.c.sha256 == sha256)
     return connection.execute(mine).first() is not None
+
+
+def is_of_fact(connection: Connection, sha256: str) -> bool:
+    """Whether a fact names this blob."""
+    return connection.execute(select(fact.c.blob).where(fact.c.blob == sha256).limit(1)).first() is not None
+
+
+def hold(connection: Connection, device_id: str, sha256s: set[str]) -> None:
+    """Keep these blobs the device's until the end of the transaction, in which facts come to name them.
+
+    Raises:
+        ConflictError: Code `blob_missing`: one is not, or not whole.
+    """
+    if not sha256s:
+        return
+    # Locked, so that whoever forgets old blobs meanwhile sees the facts when he then looks for what is named.
+    mine = select(device_blob.c.sha256).where(device_blob.c.device_id == device_id, device_blob.c.sha256.in_(sha256s))
+    held = set(connection.execute(mine.with_for_update(read=True)).scalars())
+    if missing := sha256s - held:
+        raise blob_missing(min(missing))
+
+
+def blob_missing(sha256: str) -> ConflictError:
+    """A fact names a blob that is not here, whole."""
+    return ConflictError(
+        f"a fact names blob {sha256}, which this device has not written",
+        remedy="upload it, then send the batch again",
+        code="blob_missing",
+    )
 
 
 def forget_old(connection: Connection, now: datetime, age: timedelta) -> None:

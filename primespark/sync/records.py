@@ -80,7 +80,11 @@ class Quality(StrEnum):
 
 
 class Fact(Message):
-    """Something that happened; identity `(device_id, epoch, stream, seq)`."""
+    """Something that happened; identity `(device_id, epoch, stream, seq)`.
+
+    Attributes:
+        blob: What is too large for `value`, which then describes it; the cloud has it before it takes the fact.
+    """
 
     data_class: FactClass
     op: Literal["append"] = "append"
@@ -91,6 +95,7 @@ class Fact(Message):
     monotonic_ns: Annotated[int, Field(ge=0, lt=2**63)]
     quality: Annotated[Quality, Field(strict=False)] | None = None
     value: dict[str, Any]
+    blob: Sha256 | None = None
 
 
 class Lost(Message):
