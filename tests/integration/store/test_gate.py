@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from primespark.errors import AuthenticationError, ConflictError, InvalidInputError
-from primespark.store import devices, gate, labels
-from primespark.sync.records import DataClass, Fact
+from primespark.store import batches, devices, gate, labels
+from primespark.sync.records import DataClass, Fact, PushResponse
+from tests.helpers import wait_until
 from tests.integration.store.builders import T0, batch, enrol, fact, lost, push
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n rest").decode()
@@ -232,7 +234,7 @@ def test_all_other_batches_wait_for_few_statements_of_one(engine: Engine) -> Non
 
 
 def test_only_the_newest_answers_are_kept(engine: Engine) -> None:
-    last = gate.KEPT_ANSWERS + 5
+    last = batches.KEPT_ANSWERS + 5
     with engine.begin() as connection:
         for number in range(1, last + 1):
             push(connection, batch(number, []))
@@ -241,3 +243,19 @@ def test_only_the_newest_answers_are_kept(engine: Engine) -> None:
     with pytest.raises(ConflictError) as caught, engine.begin() as connection:
         push(connection, batch(3, []))
     assert caught.value.code == "replica_cloned"
+
+
+def test_a_batch_sent_again_while_it_is_applied_waits_and_is_replayed(engine: Engine) -> None:
+    request = batch(1, [fact(1), fact(2)])
+
+    def again() -> PushResponse:
+        with engine.begin() as connection:
+            return push(connection, request)
+
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as connection:
+            first = push(connection, request)
+            second = pool.submit(again)
+            wait_until(lambda: rows(engine, "SELECT 1 FROM pg_locks WHERE NOT granted"))
+        assert second.result(30) == first.model_copy(update={"status": "replayed"})
+    assert rows(engine, "SELECT count(*) FROM sync.fact") == [(2,)]
