@@ -153,10 +153,12 @@ async def sync_status(here: Here) -> dict[str, Any]:
     """Both directions."""
     state = here.exchange.state if here.exchange is not None else SyncState(Phase.ALONE)
     status, position = await here.queue.status(), await here.documents.position()
+    pace = state.pace.per_s()
     return {
         "phase": state.phase, "online": state.phase is Phase.ONLINE, "code": state.code or None,
         "cause": state.cause or None, "remedy": state.remedy or None, "epoch": status.epoch,
-        "push": {"pending": status.pending, "records": state.pushed_records, "last_at": _when(state.last_push_at)},
+        "push": {"pending": status.pending, "records": state.pushed_records, "last_at": _when(state.last_push_at),
+                 "records_per_s": pace, "eta_s": status.pending / pace if pace else None},
         "pull": {"cursor": position.cursor, "groups": position.groups, "last_at": _when(state.last_pull_at)},
         "last_contact_at": _when(state.last_contact_at), "clock_offset_s": here.clock.offset_s,
         "link": here.link, "cloud_restored_at": status.cloud_restored_at,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import NoReturn
@@ -17,6 +17,7 @@ from edge_agent.credentials import CredentialFiles, Credentials
 from edge_agent.documents import Documents
 from edge_agent.gate_client import GateClient
 from edge_agent.outgoing import Batch, Outgoing
+from edge_agent.pace import Pace
 from edge_agent.reading import Sweep
 from primespark.core.clock import utc_now
 from primespark.core.logging import get_logger
@@ -77,6 +78,7 @@ class SyncState:
     last_pull_at: datetime | None = None
     last_contact_at: datetime | None = None
     pushed_records: int = 0
+    pace: Pace = field(default_factory=Pace)
 
 
 class Exchange:
@@ -294,6 +296,7 @@ class Exchange:
         await self._outgoing.acknowledge(batch.batch_seq, response)
         self.state.last_push_at = utc_now()
         self.state.pushed_records += batch.records
+        self.state.pace.add(batch.records)
         self._push_backoff.succeeded()
         self._reached()
         if any(result.record is not None for result in response.results):

@@ -30,7 +30,7 @@ device = typer.Typer(help="Enrol and manage devices (on the cloud's machine).", 
 device_group = typer.Typer(help="Groups of devices, which share documents.", no_args_is_help=True)
 models = typer.Typer(help="Models: what ships, what can be fetched, and your own on devices.", no_args_is_help=True)
 offline = typer.Typer(help="What this device holds for its cloud; the device must be running.", no_args_is_help=True)
-sync = typer.Typer(help="Documents of which two versions met (on the cloud's machine).", no_args_is_help=True)
+sync = typer.Typer(help="Of a device how it stands; of the cloud, conflicts.", no_args_is_help=True)
 store = typer.Typer(help="The store behind the cloud (on the cloud's machine).", no_args_is_help=True)
 config = typer.Typer(help="The settings in force.", no_args_is_help=True)
 app.add_typer(device, name="device")
@@ -151,6 +151,14 @@ def store_restored(
     from primespark.cli.restored import begin_epoch
 
     typer.echo(begin_epoch(_settings(), why))
+
+
+@sync.command("status")
+def sync_status(as_json: Json = False) -> None:
+    """Show how the device here stands with its cloud, and what waits."""
+    from primespark.cli.sync_status import show_sync
+
+    show_sync(_settings(), as_json)
 
 
 @sync.command("conflicts")

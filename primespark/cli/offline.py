@@ -22,7 +22,7 @@ _LETTERS = "/api/v1/offline/dead-letters"
 
 def show_status(settings: Settings, as_json: bool) -> None:
     """Print what waits, by stream."""
-    status = _ask(settings, "GET", "/api/v1/offline/status")
+    status = ask(settings, "GET", "/api/v1/offline/status")
     if as_json:
         typer.echo(json.dumps(status))
         return
@@ -40,7 +40,7 @@ def list_dead_letters(settings: Settings, as_json: bool) -> None:
     items: list[dict[str, Any]] = []
     cursor: int | None = 0
     while cursor is not None:
-        page = _ask(settings, "GET", _LETTERS, {"cursor": cursor, "limit": _PAGE})
+        page = ask(settings, "GET", _LETTERS, {"cursor": cursor, "limit": _PAGE})
         items += page["items"]
         cursor = page["next_cursor"]
     if as_json:
@@ -56,21 +56,27 @@ def list_dead_letters(settings: Settings, as_json: bool) -> None:
 
 def show_dead_letter(settings: Settings, number: int) -> None:
     """Print one with its record."""
-    typer.echo(json.dumps(_ask(settings, "GET", f"{_LETTERS}/{number}"), indent=2))
+    typer.echo(json.dumps(ask(settings, "GET", f"{_LETTERS}/{number}"), indent=2))
 
 
 def replay_dead_letter(settings: Settings, number: int) -> None:
     """Send one again."""
-    answer = _ask(settings, "POST", f"{_LETTERS}/{number}/replay")
+    answer = ask(settings, "POST", f"{_LETTERS}/{number}/replay")
     typer.echo(f"waits for the cloud again, number {answer['seq']} of its stream")
 
 
 def discard_dead_letter(settings: Settings, number: int) -> None:
     """Drop one."""
-    _ask(settings, "POST", f"{_LETTERS}/{number}/discard")
+    ask(settings, "POST", f"{_LETTERS}/{number}/discard")
 
 
-def _ask(settings: Settings, method: str, path: str, params: dict[str, int] | None = None) -> dict[str, Any]:
+def ask(settings: Settings, method: str, path: str, params: dict[str, int] | None = None) -> dict[str, Any]:
+    """What the device on this machine answers.
+
+    Raises:
+        NotFoundError: There is no device here.
+        UnavailableError: It does not run.
+    """
     edge = settings.edge
     key_file = home() / "edge" / edge.device_id / "local.key"
     try:

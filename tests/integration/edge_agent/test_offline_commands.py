@@ -13,9 +13,9 @@ from tests.integration.edge_agent.gate import TOKEN, RunningGate
 from tests.integration.edge_agent.test_process import environment, running
 
 
-def ask(home: Path, port: int, *command: str) -> subprocess.CompletedProcess[str]:
+def ask(home: Path, port: int, *command: str, group: str = "offline") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "primespark.cli.main", "offline", *command],
+        [sys.executable, "-m", "primespark.cli.main", group, *command],
         env=environment(home, port),
         capture_output=True,
         text=True,
@@ -51,6 +51,13 @@ def test_what_the_cloud_refuses_can_be_seen_sent_once_more_and_dropped(gate: Run
         assert json.loads(ask(tmp_path, port, "dead-letters", "--json").stdout)["items"] == []
         assert json.loads(ask(tmp_path, port, "status", "--json").stdout)["dead_letters"] == 0
         assert "telemetry" in ask(tmp_path, port, "status").stdout
+
+        status = json.loads(ask(tmp_path, port, "status", "--json", group="sync").stdout)
+        assert status["push"]["records_per_s"] > 0
+        assert status["streams"]["telemetry"]["acknowledged_seq"] > 2
+        shown_to_a_person = ask(tmp_path, port, "status", group="sync").stdout
+        for words in ("Synchronisation: online", "up, for", "records/s in the last minute", " s ago"):
+            assert words in shown_to_a_person
 
         for command in ("show", "replay", "discard"):
             answer = ask(tmp_path, port, command, again)
