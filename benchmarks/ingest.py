@@ -1,4 +1,9 @@
-"""A batch into PostgreSQL, as the gate takes it, against the least that storing its rows costs."""
+"""A batch into PostgreSQL, as the gate takes it, against a bare upsert of the same rows.
+
+Both are one transaction, committed to the disk, into tables with the same columns and key, in turns. The upsert passes
+its columns as literals of arrays, which is the fastest form of it: as the driver writes lists, it takes half as long
+again. The gate beside that unpacks, checks the digest and each record, logs, and keeps its answer.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ from benchmarks.result import Result
 from primespark.core.clock import utc_now
 from primespark.core.encoding import decode_body, encode_body
 from primespark.core.web.bodies import parse_with
-from primespark.store import database, devices, gate
+from primespark.store import arrays, database, devices, gate
 from primespark.sync.batches import read_batch
 
 RECORDS = 1000
@@ -27,8 +32,8 @@ ROUNDS = 15
 GOAL = 0.6
 DEVICE = "edge-1"
 _UPSERT = """
-INSERT INTO bare (device_id, epoch, stream, seq, data_class, time, boot_id, monotonic_ns, value)
-SELECT :device_id, 1, 'inference_results', given.seq, given.data_class, given.time, :boot, given.seq,
+INSERT INTO bare (device_id, epoch, batch_seq, stream, seq, data_class, time, boot_id, monotonic_ns, value)
+SELECT :device_id, 1, :batch_seq, 'inference_results', given.seq, given.data_class, given.time, :boot, given.seq,
     CAST(given.text AS jsonb)
 FROM unnest(CAST(:seqs AS bigint[]), CAST(:classes AS text[]), CAST(:times AS timestamptz[]), CAST(:values AS text[]))
     AS given (seq, data_class, time, text)
@@ -37,7 +42,7 @@ ON CONFLICT (device_id, epoch, stream, seq) DO UPDATE SET value = excluded.value
 
 
 def run() -> Iterator[Result]:
-    """Records a second of both, in turns; the gate unpacks, checks, stores, logs and keeps its answer."""
+    """Records a second of both."""
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as folder, ExitStack() as stack:
         engine = database.connect(stack.enter_context(postgres(Path(folder))))
         database.migrate(engine)
@@ -65,7 +70,7 @@ def _measure(engine: Engine) -> tuple[float, float]:
         _push(engine, body, headers)
         pushed.append(RECORDS / (time.perf_counter() - started))
         started = time.perf_counter()
-        _upsert(engine, records)
+        _upsert(engine, number, records)
         direct.append(RECORDS / (time.perf_counter() - started))
     return statistics.median(pushed), statistics.median(direct)
 
@@ -87,14 +92,20 @@ def _push(engine: Engine, body: bytes, headers: dict[str, str]) -> None:
         gate.apply_batch(connection, request, headers["Content-Digest"], utc_now())
 
 
-def _upsert(engine: Engine, records: list[dict[str, Any]]) -> None:
+def _upsert(engine: Engine, number: int, records: list[dict[str, Any]]) -> None:
     with engine.begin() as connection:
         connection.execute(
             text(_UPSERT),
             {
-                "device_id": DEVICE, "boot": "boot", "seqs": [record["seq"] for record in records],
-                "classes": [record["data_class"] for record in records],
-                "times": [record["time"] for record in records],
-                "values": [json.dumps(record["value"]) for record in records],
+                "device_id": DEVICE, "boot": "boot", "batch_seq": number,
+                "seqs": arrays.numbers([record["seq"] for record in records]),
+                "classes": _texts([record["data_class"] for record in records]),
+                "times": _texts([record["time"] for record in records]),
+                "values": _texts([json.dumps(record["value"]) for record in records]),
             },
         )  # fmt: skip
+
+
+def _texts(values: list[str]) -> str:
+    quoted = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
+    return '{"' + '","'.join(quoted) + '"}'
