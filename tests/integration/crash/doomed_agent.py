@@ -1,20 +1,15 @@
 """The device's real process, which kills itself at a point of its push cycle.
 
 What the program knows nothing of is put around its own functions here, in the process that is to die; a name that is
-gone fails at once. Each enqueue that was answered is noted in the file NOTES, as a line of JSON; the last line, once
-there, says that the point was reached.
+gone fails at once. Each enqueue that was answered is noted.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import os
-import runpy
-import signal
 import sqlite3
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -24,6 +19,7 @@ from edge_agent.bandwidth import Bandwidth
 from edge_agent.gate_client import GateClient
 from edge_agent.outgoing import Outgoing
 from edge_agent.queue import NewFact, OfflineQueue
+from tests.integration.crash.doom import Doom
 
 
 class Point(StrEnum):
@@ -40,7 +36,6 @@ class Point(StrEnum):
     ACKNOWLEDGED = "the acknowledgement is committed"
 
 
-REACHED = "reached"
 # What a transaction does, and the points before and after its commit.
 _TRANSACTIONS: dict[str, tuple[type, Point, Point]] = {
     "take": (OfflineQueue, Point.FACTS_WRITTEN, Point.FACTS_COMMITTED),
@@ -49,40 +44,27 @@ _TRANSACTIONS: dict[str, tuple[type, Point, Point]] = {
 }
 
 
-class Doom:
-    """Counts how often the point is come by, and ends the process there."""
+@dataclass(slots=True)
+class Commit:
+    """Points before and after the commit of the transaction under way."""
 
-    def __init__(self, point: Point, times: int, notes: Path) -> None:
-        self._point, self._times = point, times
-        self._notes = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        # Points before and after the commit of the transaction under way.
-        self.before: set[Point] = set()
-        self.after: set[Point] = set()
-
-    def note(self, *entry: Any) -> None:
-        """Keep a line, which outlives the kill."""
-        os.write(self._notes, json.dumps(entry).encode() + b"\n")
-
-    def pass_by(self, *points: Point) -> None:
-        """Die if it is one of these, for the last of the times."""
-        if self._point in points:
-            self._times -= 1
-            if self._times == 0:
-                self.note(REACHED)
-                os.kill(os.getpid(), signal.SIGKILL)
+    before: set[Point] = field(default_factory=set)
+    after: set[Point] = field(default_factory=set)
 
 
-def surround(doom: Doom) -> None:
+def surround(point: Point, times: int, notes: Path) -> None:
     """Put the points around the program's functions."""
+    doom, commit = Doom(point, times, notes), Commit()
 
     class Connection(sqlite3.Connection):
         def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
             if statement != "COMMIT":
                 return super().execute(statement, *parameters)
-            doom.pass_by(*doom.before)
+            doom.pass_by(*commit.before)
             cursor = super().execute(statement)
-            after, doom.before, doom.after = doom.after, set(), set()
-            doom.pass_by(*after)
+            doom.pass_by(*commit.after)
+            commit.before.clear()
+            commit.after.clear()
             return cursor
 
     class Module:
@@ -95,19 +77,19 @@ def surround(doom: Doom) -> None:
 
     vars(database_file)["sqlite3"] = Module()
     for name, (owner, before, after) in _TRANSACTIONS.items():
-        _surround_work(doom, owner, name, before, after)
+        _surround_work(commit, owner, name, before, after)
     _surround_requests(doom)
     _note_answers(doom)
 
 
-def _surround_work(doom: Doom, owner: type, name: str, before: Point, after: Point) -> None:
+def _surround_work(commit: Commit, owner: type, name: str, before: Point, after: Point) -> None:
     work: Callable[..., Any] = getattr(owner, name)
 
     @functools.wraps(work)
     def surrounded(*args: Any) -> Any:
         answer = work(*args)
-        doom.before.add(before)
-        doom.after.add(after)
+        commit.before.add(before)
+        commit.after.add(after)
         return answer
 
     setattr(owner, name, surrounded)
@@ -142,13 +124,3 @@ def _note_answers(doom: Doom) -> None:
         return seqs
 
     OfflineQueue.enqueue = noted  # type: ignore[method-assign]
-
-
-def run(point: Point, times: int, notes: Path, environment: dict[str, str], log: Path) -> None:
-    """`primespark edge` in this process, until it dies."""
-    os.environ.clear()
-    os.environ.update(environment)
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
-    surround(Doom(point, times, notes))
-    sys.argv = ["primespark", "edge"]
-    runpy.run_module("primespark.cli.main", run_name="__main__")

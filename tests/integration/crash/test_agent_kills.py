@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import shutil
-import signal
 import sqlite3
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import pytest
 
 from primespark.embedded.ports import choose_port
 from tests.helpers import rounds, wait_until
-from tests.integration.crash.doomed_agent import REACHED, Point, run
+from tests.integration.crash.doom import REACHED, Program, read_notes
+from tests.integration.crash.doomed_agent import Point, surround
 from tests.integration.edge_agent.device import running_device
 from tests.integration.edge_agent.gate import TOKEN, GateOracle, RunningGate, serve_gate
 from tests.integration.edge_agent.test_process import environment
 
-LIMIT_S = 60.0
 # Points at which the disk holds a batch that the cloud did not confirm, and at which the cloud has applied it.
 UNDER_WAY = {
     Point.BATCH_COMMITTED,
@@ -39,9 +38,6 @@ SETTINGS = {
     "PRIMESPARK_SYNC__RETRY_BASE_S": "0.05",
     "PRIMESPARK_SYNC__RETRY_MAX_S": "0.2",
 }
-# Forked of one that has imported the program: each would need seconds for that.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["edge_agent.agent", "tests.integration.crash.doomed_agent"])
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +67,8 @@ class Doomed:
         reached = self._lines().count([REACHED])
         settings = {**SETTINGS, "PRIMESPARK_NETWORK__CLOUD_URL": self._gate.url}
         variables = environment(self._home, choose_port(0, set()), **settings)
-        log_file = self._home / "edge.log"
-        process = _PROCESSES.Process(target=run, args=(point, times, self._notes, variables, log_file))
-        process.start()
-        try:
-            process.join(LIMIT_S)
-        finally:
-            process.kill()
-        assert process.exitcode == -signal.SIGKILL, log_file.read_text()[-2000:]
+        prepare = partial(surround, point, times, self._notes)
+        Program("edge", variables, self._home / "edge.log", prepare).killed()
         assert self._lines().count([REACHED]) == reached + 1, f"not reached: {point}"
 
     def answered(self) -> dict[tuple[str, int], Any]:
@@ -95,9 +85,7 @@ class Doomed:
         return None if row is None else dict(json.loads(row[0]))
 
     def _lines(self) -> list[list[Any]]:
-        if not self._notes.exists():
-            return []
-        return [json.loads(line) for line in self._notes.read_text().splitlines()]
+        return read_notes(self._notes)
 
 
 async def restart_until_all_is_sent(doomed: Doomed, gate: RunningGate) -> None:
