@@ -33,7 +33,7 @@ from primespark.store import devices, documents
 from primespark.sync.records import DataClass, PullResponse, PushResponse
 from tests.helpers import rounds, wait_until
 
-BATCHES, BATCH_RECORDS = 4, 50
+BATCH_RECORDS = 50
 SETTINGS = SyncSettings(batch_records=BATCH_RECORDS, batch_wait_s=0.1, pull_wait_s=20, retry_base_s=0.2, retry_max_s=5)
 # Of the mean time a device took for everything it had: what no push and no pull may take, and what no device may.
 LONGEST_REQUEST, LONGEST_DRAIN = 0.75, 2.0
@@ -141,6 +141,27 @@ def gate_port(store_engine: Engine, tmp_path: Path) -> Iterator[int]:
         process.wait(30)
 
 
+@contextlib.asynccontextmanager
+async def person(home: Path, port: int) -> AsyncIterator[list[float]]:
+    """Somebody who asks for the list of devices all the time; how long each answer took."""
+    taken, is_over = list[float](), asyncio.Event()
+    key = (home / "cloud" / "admin.key").read_text().strip()
+
+    async def ask() -> None:
+        headers = {"Authorization": f"Bearer {key}"}
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=LIMIT_S) as client:
+            while not is_over.is_set():
+                started = time.monotonic()
+                (await client.get("/api/v1/devices")).raise_for_status()
+                taken.append(time.monotonic() - started)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ask())
+        yield taken
+        # The last answer is waited for: it may be the one that starves.
+        is_over.set()
+
+
 def tell_fleet(engine: Engine, number: int) -> None:
     with engine.begin() as connection:
         documents.write_cloud(connection, "fleet", "light", {"n": number})
@@ -150,7 +171,8 @@ def tell_fleet(engine: Engine, number: int) -> None:
 async def test_all_devices_are_equal_after_an_outage_of_half_and_no_request_starves(
     store_engine: Engine, gate_port: int, tmp_path: Path
 ) -> None:
-    size, each = rounds(12, 200), BATCHES * BATCH_RECORDS
+    # Few devices have more to say: else one moment of a busy machine would be too large a part of the whole.
+    size, each = rounds(12, 200), rounds(10, 4) * BATCH_RECORDS
     with store_engine.begin() as connection:
         token = devices.create_token(connection, size, timedelta(hours=1))
     tell_fleet(store_engine, 1)
@@ -171,12 +193,13 @@ async def test_all_devices_are_equal_after_an_outage_of_half_and_no_request_star
             for member in members[1::2]:
                 member.exchange.synchronise_now()
             await asyncio.to_thread(tell_fleet, store_engine, 3)
-            await asyncio.gather(*(member.enqueue(0, each) for member in members[::2]))
-            drained = [ended - started for ended in await asyncio.gather(*(member.equal(3) for member in members))]
+            async with person(tmp_path / "home", gate_port) as asked:
+                await asyncio.gather(*(member.enqueue(0, each) for member in members[::2]))
+                drained = [ended - started for ended in await asyncio.gather(*(member.equal(3) for member in members))]
             pushes = [taken for member in members for taken in member.gate.pushes]
             pulls = [taken for member in members for taken in member.gate.pulls]
     mean_s = sum(drained) / size
-    figures = {"mean": mean_s, "last": max(drained), "push": max(pushes), "pull": max(pulls)}
+    figures = {"mean": mean_s, "last": max(drained), "push": max(pushes), "pull": max(pulls), "person": max(asked)}
     print("drain", {name: round(seconds, 2) for name, seconds in figures.items()})
     with store_engine.connect() as connection:
         facts = connection.execute(
@@ -184,4 +207,4 @@ async def test_all_devices_are_equal_after_an_outage_of_half_and_no_request_star
         ).all()
     assert {row[0]: row[1] for row in facts} == {member.device_id: list(range(each)) for member in members}
     assert max(drained) <= LONGEST_DRAIN * mean_s, figures
-    assert max(*pushes, *pulls) <= LONGEST_REQUEST * mean_s, figures
+    assert max(*pushes, *pulls, *asked) <= LONGEST_REQUEST * mean_s, figures
