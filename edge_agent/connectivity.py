@@ -18,6 +18,7 @@ from primespark.core.link_settings import ProbeSettings
 from primespark.core.logging import get_logger
 
 _MAX_PROBE_ANSWER_BYTES = 4096
+_SHARE_TO_CONNECT = 0.8
 _ALIVE = b'{"status":"alive"}'
 
 UP = Gauge("primespark_link_up", "1 while the cloud answers.")
@@ -138,9 +139,11 @@ class ConnectivityMonitor:
 
     async def probe(self) -> None:
         """Ask all endpoints once."""
+        # Of a link that drops all, no connection comes about: that must be found out before the whole time is over.
+        limits = httpx2.Timeout(self._settings.timeout_s, connect=self._settings.timeout_s * _SHARE_TO_CONNECT)
         # New connections: one that is kept may be of a link that is gone.
         async with (
-            httpx2.AsyncClient(timeout=self._settings.timeout_s, follow_redirects=False) as client,
+            httpx2.AsyncClient(timeout=limits, follow_redirects=False) as client,
             asyncio.TaskGroup() as group,
         ):
             for endpoint in self.endpoints:
