@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from primespark_assets.analytics.assets import hourly_rollup
+from primespark_assets.analytics.assets import hourly_rollup, raw_samples
 from primespark_assets.ml.assets import STAGES
 from primespark_assets.sync.rounds import sync_round
 
@@ -15,6 +15,13 @@ hourly_rollup_job = dg.define_asset_job(
     "hourly_rollup_job",
     selection=[hourly_rollup],
     description="Roll up the samples of one or more hours.",
+    tags={"dagster/max_runtime": str(_MAX_RUNTIME_S)},
+)
+
+retention_job = dg.define_asset_job(
+    "retention_job",
+    selection=[raw_samples],
+    description="Drop samples that are older than their class allows.",
     tags={"dagster/max_runtime": str(_MAX_RUNTIME_S)},
 )
 

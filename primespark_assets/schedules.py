@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from primespark_assets.jobs import hourly_rollup_job, sync_batches
+from primespark_assets.jobs import hourly_rollup_job, retention_job, sync_batches
 from primespark_assets.partitions import FIRST_HOUR, hour_key
 from resources import StoreResource
 
@@ -59,6 +59,14 @@ sync_batches_schedule = dg.ScheduleDefinition(
     name="sync_batches_schedule",
     job=sync_batches,
     cron_schedule="*/5 * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+
+retention_schedule = dg.ScheduleDefinition(
+    name="retention_schedule",
+    job=retention_job,
+    cron_schedule="35 2 * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )

@@ -20,6 +20,7 @@ from primespark.store.analytics.plan import Span
 from primespark.store.analytics.queries import MAX_POINTS, Answer, Query
 from primespark.store.analytics.selection import Filter, Op
 from primespark.store.analytics.series import Series
+from primespark.store.samples import MAX_QUALITY_CHARACTERS
 from primespark.sync.records import Message, Name
 
 router = APIRouter(prefix="/api/v1/analytics")
@@ -30,10 +31,11 @@ Text = Annotated[str, StringConstraints(max_length=200)]
 
 
 class MetricRequest(Message):
-    """One measurement of a metric."""
+    """One measurement of a metric; without a value, `quality` says why there is none."""
 
     metric_name: Name
-    value: float
+    value: float | None
+    quality: Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUALITY_CHARACTERS)] | None = None
     time: Annotated[AwareDatetime | None, Field(strict=False)] = None
     device_id: Annotated[str, StringConstraints(max_length=63)] = ""
     source: Annotated[str, StringConstraints(max_length=63)] = "api"
@@ -98,18 +100,22 @@ class QueryRequest(Message):
 
 @router.post("/insert")
 async def insert_metrics(request: Request, cloud: CloudState, _: Operator) -> dict[str, int]:
-    """Store measurements, all or none; one that is there already counts as a duplicate."""
+    """Store measurements, all or none; one that is there already counts as a duplicate.
+
+    One of a time whose samples are no longer kept counts as beyond retention, and is not stored.
+    """
     asked = await read_model(request, InsertRequest)
     now = utc_now()
     rows = [
         samples.Sample(
             metric=item.metric_name, device_id=item.device_id, source=item.source, labels=item.labels,
-            time=item.time or now, seq=0, value=item.value,
+            time=item.time or now, seq=0, value=item.value, quality=item.quality,
         )
         for item in asked.metrics
     ]  # fmt: skip
     inserted = await cloud.transact(lambda connection: samples.insert(connection, rows))
-    return {"inserted": inserted.inserted, "duplicates": inserted.duplicates}
+    answer = {"inserted": inserted.inserted, "duplicates": inserted.duplicates}
+    return answer | {"beyond_retention": inserted.beyond} if inserted.beyond else answer
 
 
 @router.post("/query", dependencies=[Viewer])

@@ -33,10 +33,11 @@ from primespark.core.settings import Settings
 from primespark.core.web import create_app, serve
 from primespark.core.web.watching import Watchers
 from primespark.errors import ConfigurationError, PrimeSparkError
-from primespark.store import access, database
+from primespark.store import access, database, retention
 from primespark.store.analytics.answers import Answers
 from primespark.store.analytics.cache import NoCache, RedisCache
 from primespark.store.blobs import BlobStore
+from primespark.store.schema import RETENTION_CLASSES
 
 # A device has two: one waits for changes, one pushes.
 _MAX_CONNECTIONS = 8192
@@ -79,6 +80,8 @@ def build(settings: Settings, root: Path) -> Cloud:
         admin_key = _admin_key(root / "cloud" / "admin.key")
         with engine.begin() as connection:
             access.ensure_admin_key(connection, admin_key)
+            classes = settings.cloud.retention
+            retention.configure(connection, {name: getattr(classes, name).prefixes for name in RETENTION_CLASSES})
     notifier = Notifier.on(engine)
     return Cloud(
         settings=settings,

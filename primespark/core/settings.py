@@ -143,6 +143,21 @@ class CacheSettings(Section):
     url: SecretStr | None = None
 
 
+class RetentionClassSettings(Section):
+    """How long samples of metrics are kept before their hours stand for them; null: for ever."""
+
+    raw_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
+    prefixes: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=100)] = ()
+
+
+class RetentionSettings(Section):
+    """Three classes; a metric is of the one with the longest prefix of its name, else of `standard`."""
+
+    short: RetentionClassSettings = RetentionClassSettings()
+    standard: RetentionClassSettings = RetentionClassSettings()
+    long: RetentionClassSettings = RetentionClassSettings()
+
+
 class KafkaSettings(Section):
     """The broker; `embedded` marks the small bundled broker, which needs paced fetches and static membership."""
 
@@ -182,6 +197,7 @@ class CloudSettings(Section):
     max_unfinished_bytes: PositiveInt = 512 * 1024 * 1024
     store: StoreSettings = StoreSettings()
     cache: CacheSettings = CacheSettings()
+    retention: RetentionSettings = RetentionSettings()
     kafka: KafkaSettings = KafkaSettings()
     learning: LearningSettings = LearningSettings()
     streams: StreamsSettings = StreamsSettings()

@@ -11,6 +11,11 @@ def numbers(values: Iterable[float]) -> str:
     return "{" + ",".join(map(str, values)) + "}"
 
 
+def numbers_or_null(values: Iterable[float | None]) -> str:
+    """`numbers`, where some are missing."""
+    return "{" + ",".join("NULL" if value is None else str(value) for value in values) + "}"
+
+
 def moments(times: Iterable[datetime]) -> str:
     """Of aware times, in UTC: PostgreSQL does not know every offset that RFC 3339 does."""
     written: list[str] = []

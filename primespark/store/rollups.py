@@ -16,7 +16,7 @@ _TAKE_MARKS = text(
 _GIVEN = "unnest(CAST(:series AS bigint[]), CAST(:buckets AS timestamptz[])) AS given(series_id, bucket)"
 _SAMPLES = (
     f"{_GIVEN} JOIN metrics.sample USING (series_id)"
-    " WHERE time >= given.bucket AND time < given.bucket + interval '1 hour'"
+    " WHERE time >= given.bucket AND time < given.bucket + interval '1 hour' AND value IS NOT NULL"
 )
 _KEEP = (
     " ON CONFLICT (series_id, bucket) DO UPDATE SET (n, sum, m2, min, max, first, last)"
@@ -24,7 +24,7 @@ _KEEP = (
 )
 _HOURS = text(
     "INSERT INTO metrics.rollup_1h (series_id, bucket, n, sum, m2, min, max, first, last)"
-    " SELECT series_id, given.bucket, count(*), sum(value), regr_sxx(value, value), min(value), max(value),"
+    " SELECT series_id, given.bucket, count(value), sum(value), regr_sxx(value, value), min(value), max(value),"
     " (array_agg(value ORDER BY time, seq))[1], (array_agg(value ORDER BY time DESC, seq DESC))[1]"
     f" FROM {_SAMPLES} GROUP BY series_id, given.bucket {_KEEP}"
 )

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import Connection, text
 
+from primespark.core.clock import utc_now
 from primespark.core.values import LARGEST_NUMBER, check_text, check_time, storable_json
 from primespark.errors import InvalidInputError
 from primespark.store import arrays
+from primespark.store.schema import RETENTION_CLASSES
 
 # A series is found through a B-tree, whose entries have at most 2704 bytes.
 _MAX_LABELS_BYTES = 1024
 _MAX_NAME_CHARACTERS = 128
+MAX_QUALITY_CHARACTERS = 64
+# Forecasts are measured too; a device's own clock is put right before it sends.
+MOST_AHEAD = timedelta(days=31)
 # Metric, device, source, and the labels as JSON.
 _SeriesKey = tuple[str, str, str, str]
 _PARTS = "metric, device_id, source, labels"
@@ -24,43 +30,56 @@ _GIVEN = (
     " WITH ORDINALITY AS given(metric, device_id, source, labels, place)"
 )
 _FIND_SERIES = text(
-    f"SELECT s.series_id FROM {_GIVEN} LEFT JOIN metrics.series s USING (metric, device_id, source, labels)"  # noqa: S608 (constants)
+    f"SELECT s.series_id, s.class FROM {_GIVEN} LEFT JOIN metrics.series s USING (metric, device_id, source, labels)"
     " ORDER BY given.place"
 )
 # Sorted wherever rows are taken that another transaction may take too: then none waits for one that waits for it.
 _CREATE_SERIES = text(
-    f"INSERT INTO metrics.series ({_PARTS}) SELECT DISTINCT {_PARTS} FROM {_GIVEN}"  # noqa: S608 (constants)
+    f"INSERT INTO metrics.series ({_PARTS}, class) SELECT DISTINCT {_PARTS}, coalesce(("
+    " SELECT r.class FROM metrics.retention r, unnest(r.prefixes) AS prefix WHERE starts_with(given.metric, prefix)"
+    f" ORDER BY length(prefix) DESC, r.class LIMIT 1), 'standard') FROM {_GIVEN}"
     " WHERE NOT EXISTS (SELECT 1 FROM metrics.series s WHERE (s.metric, s.device_id, s.source, s.labels)"
     " = (given.metric, given.device_id, given.source, given.labels))"
     " ORDER BY metric, device_id, source, labels ON CONFLICT DO NOTHING"
 )
-_INSERT = text(
-    "WITH inserted AS ("
-    " INSERT INTO metrics.sample (series_id, time, seq, value) SELECT series_id, time, seq, value"
-    " FROM unnest(CAST(:series AS bigint[]), CAST(:times AS timestamptz[]), CAST(:seqs AS bigint[]),"
-    " CAST(:values AS float8[])) WITH ORDINALITY AS given(series_id, time, seq, value, place)"
-    # Of two values for one key the first given stands.
-    " ORDER BY series_id, time, seq, place"
-    " ON CONFLICT DO NOTHING RETURNING series_id, time, seq, value"
-    "), marked AS ("
-    " INSERT INTO metrics.dirty (series_id, bucket)"
-    " SELECT DISTINCT series_id, date_trunc('hour', time, 'UTC') FROM inserted"
-    "), newest AS ("
-    " INSERT INTO metrics.last_sample AS known (series_id, time, seq, value)"
-    " SELECT DISTINCT ON (series_id) series_id, time, seq, value FROM inserted ORDER BY series_id, time DESC, seq DESC"
-    " ON CONFLICT (series_id) DO UPDATE SET (time, seq, value) = (excluded.time, excluded.seq, excluded.value)"
-    " WHERE (excluded.time, excluded.seq) > (known.time, known.seq)"
-    "), counted AS ("
-    " INSERT INTO metrics.day_version AS known (series_id, day, version)"
-    " SELECT DISTINCT series_id, date_trunc('day', time, 'UTC'), 1 FROM inserted ORDER BY 1, 2"
-    " ON CONFLICT (series_id, day) DO UPDATE SET version = known.version + 1"
-    ") SELECT count(*) FROM inserted"
-)
+_INSERT = {
+    retention_class: text(
+        "WITH inserted AS ("
+        f" INSERT INTO metrics.sample_{retention_class} (series_id, time, seq, value, quality)"
+        " SELECT series_id, time, seq, value, quality"
+        " FROM unnest(CAST(:series AS bigint[]), CAST(:times AS timestamptz[]), CAST(:seqs AS bigint[]),"
+        " CAST(:values AS float8[]), CAST(:qualities AS text[]))"
+        " WITH ORDINALITY AS given(series_id, time, seq, value, quality, place)"
+        # Of two values for one key the first given stands.
+        " ORDER BY series_id, time, seq, place"
+        " ON CONFLICT DO NOTHING RETURNING series_id, time, seq, value"
+        "), marked AS ("
+        " INSERT INTO metrics.dirty (series_id, bucket)"
+        " SELECT DISTINCT series_id, date_trunc('hour', time, 'UTC') FROM inserted"
+        "), newest AS ("
+        " INSERT INTO metrics.last_sample AS known (series_id, time, seq, value)"
+        " SELECT DISTINCT ON (series_id) series_id, time, seq, value FROM inserted WHERE value IS NOT NULL"
+        " ORDER BY series_id, time DESC, seq DESC"
+        " ON CONFLICT (series_id) DO UPDATE SET (time, seq, value) = (excluded.time, excluded.seq, excluded.value)"
+        " WHERE (excluded.time, excluded.seq) > (known.time, known.seq)"
+        "), counted AS ("
+        " INSERT INTO metrics.day_version AS known (series_id, day, version)"
+        " SELECT DISTINCT series_id, date_trunc('day', time, 'UTC'), 1 FROM inserted ORDER BY 1, 2"
+        " ON CONFLICT (series_id, day) DO UPDATE SET version = known.version + 1"
+        ") SELECT count(*) FROM inserted"
+    )
+    for retention_class in RETENTION_CLASSES
+}
+_PREPARE = text("SELECT metrics.ensure_parts(:class, CAST(:times AS timestamptz[]))")
+_COUNT_BEYOND = text("UPDATE metrics.retention SET beyond = beyond + :count WHERE class = :class")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One value of a series; `seq` tells apart what one moment has of it."""
+    """One value of a series; `seq` tells apart what one moment has of it.
+
+    Without a value, `quality` says why there is none.
+    """
 
     metric: str
     device_id: str
@@ -68,15 +87,17 @@ class Sample:
     labels: dict[str, str]
     time: datetime
     seq: int
-    value: float
+    value: float | None
+    quality: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """How many samples were new, and how many were there already."""
+    """How many samples were new, were there already, and are of a time whose samples are no longer kept."""
 
     inserted: int
     duplicates: int
+    beyond: int = 0
 
 
 def insert(connection: Connection, rows: Sequence[Sample]) -> Inserted:
@@ -99,13 +120,38 @@ def insert(connection: Connection, rows: Sequence[Sample]) -> Inserted:
         except InvalidInputError as error:
             error.errors = [{"loc": [index], "msg": error.message}]
             raise
-    series = _series_ids(connection, sorted(known))
-    values = {
-        "series": arrays.numbers([series[key] for key in keys]), "times": arrays.moments([row.time for row in rows]),
-        "seqs": arrays.numbers([row.seq for row in rows]), "values": arrays.numbers([row.value for row in rows]),
+    series = _series(connection, sorted(known))
+    by_class: dict[str, list[tuple[int, Sample]]] = {}
+    for row, key in zip(rows, keys, strict=True):
+        series_id, retention_class = series[key]
+        by_class.setdefault(retention_class, []).append((series_id, row))
+    # All parts first: who waits to make one must hold no rows that another waits for.
+    kept_from = {
+        name: connection.execute(
+            _PREPARE, {"class": name, "times": arrays.moments([row.time for _, row in of_class])}
+        ).scalar_one()
+        for name, of_class in sorted(by_class.items())
     }  # fmt: skip
-    inserted = connection.execute(_INSERT, values).scalar_one()
-    return Inserted(inserted, len(rows) - inserted)
+    inserted = beyond = 0
+    for name, of_class in sorted(by_class.items()):
+        kept = [entry for entry in of_class if entry[1].time >= kept_from[name]]
+        inserted += connection.execute(_INSERT[name], _columns(kept)).scalar_one() if kept else 0
+        if len(kept) < len(of_class):
+            beyond += len(of_class) - len(kept)
+            connection.execute(_COUNT_BEYOND, {"class": name, "count": len(of_class) - len(kept)})
+    return Inserted(inserted, len(rows) - inserted - beyond, beyond)
+
+
+def _columns(rows: Sequence[tuple[int, Sample]]) -> dict[str, Any]:
+    qualities = [row.quality for _, row in rows]
+    return {
+        "series": arrays.numbers([series_id for series_id, _ in rows]),
+        "times": arrays.moments([row.time for _, row in rows]),
+        "seqs": arrays.numbers([row.seq for _, row in rows]),
+        "values": arrays.numbers_or_null(row.value for _, row in rows),
+        # Without an array at all, each is null.
+        "qualities": qualities if any(qualities) else None,
+    }
 
 
 def check(sample: Sample) -> None:
@@ -119,11 +165,20 @@ def check(sample: Sample) -> None:
 
 
 def _check_value(sample: Sample) -> None:
-    if not math.isfinite(sample.value) or abs(sample.value) > LARGEST_NUMBER:
+    if sample.value is None:
+        if not sample.quality:
+            raise InvalidInputError("no value, and no quality to say why", remedy="give one", code="missing_value")
+    elif not math.isfinite(sample.value) or abs(sample.value) > LARGEST_NUMBER:
         raise InvalidInputError(
             f"not a finite number up to {LARGEST_NUMBER:g}", remedy="send such a number", code="value_out_of_range"
         )
+    if sample.quality is not None:
+        check_text(sample.quality)
     check_time(sample.time)
+    if sample.time > utc_now() + MOST_AHEAD:
+        raise InvalidInputError(
+            f"a time more than {MOST_AHEAD.days} days ahead", remedy="set the clock", code="time_ahead"
+        )
 
 
 def _key(sample: Sample) -> _SeriesKey:
@@ -142,12 +197,12 @@ def _check_names(key: _SeriesKey) -> None:
         )
 
 
-def _series_ids(connection: Connection, keys: list[_SeriesKey]) -> dict[_SeriesKey, int]:
-    """Ids of series, which are made where they are missing."""
+def _series(connection: Connection, keys: list[_SeriesKey]) -> dict[_SeriesKey, tuple[int, str]]:
+    """Ids and retention classes of series, which are made where they are missing."""
     metrics, devices, sources, labels = (list(column) for column in zip(*keys, strict=True))
     given = {"metrics": metrics, "devices": devices, "sources": sources, "labels": labels}
-    found = list(connection.execute(_FIND_SERIES, given).scalars())
-    if None in found:
+    found = connection.execute(_FIND_SERIES, given).all()
+    if any(series_id is None for series_id, _ in found):
         connection.execute(_CREATE_SERIES, given)
-        found = list(connection.execute(_FIND_SERIES, given).scalars())
-    return dict(zip(keys, found, strict=True))
+        found = connection.execute(_FIND_SERIES, given).all()
+    return {key: (series_id, name) for key, (series_id, name) in zip(keys, found, strict=True)}

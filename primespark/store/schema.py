@@ -262,19 +262,54 @@ series = Table(
     Column("device_id", Text, nullable=False),
     Column("source", Text, nullable=False),
     Column("labels", JSONB, nullable=False),
+    Column("class", Text, nullable=False, server_default="standard"),
     UniqueConstraint("metric", "device_id", "source", "labels"),
     Index("series_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
     schema="metrics",
 )
 
-sample = Table(
-    "sample",
+
+def _samples(retention_class: str) -> Table:
+    return Table(
+        f"sample_{retention_class}",
+        metadata,
+        Column("series_id", BigInteger, nullable=False),
+        Column("time", _Moment, nullable=False),
+        Column("seq", BigInteger, nullable=False),
+        # Null: there was none, and `quality` says why.
+        Column("value", Double),
+        Column("quality", Text),
+        PrimaryKeyConstraint("series_id", "time", "seq"),
+        schema="metrics",
+        postgresql_partition_by="RANGE (time)",
+    )
+
+
+# By how long they are kept; `metrics.sample` shows all. Their parts are tables in a schema of their own,
+# `metrics_parts`, and are listed in `part`.
+RETENTION_CLASSES = ("short", "standard", "long")
+sample_short, sample_standard, sample_long = map(_samples, RETENTION_CLASSES)
+
+part = Table(
+    "part",
     metadata,
-    Column("series_id", BigInteger, nullable=False),
-    Column("time", _Moment, nullable=False),
-    Column("seq", BigInteger, nullable=False),
-    Column("value", Double, nullable=False),
-    PrimaryKeyConstraint("series_id", "time", "seq"),
+    Column("class", Text, nullable=False),
+    Column("starts", _Moment, nullable=False),
+    Column("ends", _Moment, nullable=False),
+    Column("name", Text, nullable=False),
+    PrimaryKeyConstraint("class", "starts"),
+    schema="metrics",
+)
+
+# Series whose metric begins with one of `prefixes` are of a class; before `raw_from` its samples are gone, and what
+# came for that time since is counted in `beyond`.
+retention = Table(
+    "retention",
+    metadata,
+    Column("class", Text, primary_key=True),
+    Column("prefixes", ARRAY(Text), nullable=False),
+    Column("raw_from", _Moment, nullable=False),
+    Column("beyond", BigInteger, nullable=False, server_default=text("0")),
     schema="metrics",
 )
 

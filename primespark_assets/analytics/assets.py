@@ -3,7 +3,7 @@
 # Without postponed annotations: Dagster looks at the type of `context` itself.
 
 import warnings
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -43,3 +43,28 @@ def hourly_rollup(context: dg.AssetExecutionContext, store: StoreResource) -> dg
             "window_end": dg.MetadataValue.timestamp(window.end),
         }
     )
+
+
+@dg.asset(key_prefix="analytics", group_name="analytics", deps=[hourly_rollup], kinds={"postgres"}, code_version="1")
+def raw_samples(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+    """Samples that are kept themselves: what is older than its class allows is rolled up, then dropped."""
+    from primespark.core.clock import utc_now
+    from primespark.core.settings import load_settings
+    from primespark.store import retention, rollups
+    from primespark.store.schema import RETENTION_CLASSES
+
+    metadata: dict[str, dg.MetadataValue] = {}
+    for name in RETENTION_CLASSES:
+        days = getattr(load_settings().cloud.retention, name).raw_days
+        if days is None:
+            continue
+        with store.transaction() as connection:
+            kept_from = retention.begin_later(connection, name, utc_now() - timedelta(days=days))
+        with store.transaction() as connection:
+            rollups.refresh_hours(connection, _BEFORE_ALL, kept_from)
+        with store.transaction() as connection:
+            dropped = retention.drop_parts(connection, name)
+        context.log.info("class %s begins at %s; dropped %s", name, kept_from, ", ".join(dropped) or "nothing")
+        metadata[f"{name}_from"] = dg.MetadataValue.timestamp(kept_from)
+        metadata[f"{name}_dropped"] = dg.MetadataValue.json(dropped)
+    return dg.MaterializeResult(metadata=metadata)

@@ -177,11 +177,12 @@ def histogram_percentile(connection: Connection, reading: Reading, percentile: f
 _SAMPLES_OF_SPANS = (
     "unnest(CAST(:raw_from AS timestamptz[]), CAST(:raw_to AS timestamptz[])) AS raw(begin, finish) ON true"
     " JOIN metrics.sample m ON m.series_id = c.series_id AND m.time >= raw.begin AND m.time < raw.finish"
+    " AND m.value IS NOT NULL"
 )
 _SAMPLES_OF_STALE_HOURS = (
     "unnest(CAST(:stale_series AS bigint[]), CAST(:stale_hours AS timestamptz[])) AS stale(series_id, hour)"
     " USING (series_id) JOIN metrics.sample m ON m.series_id = c.series_id"
-    " AND m.time >= stale.hour AND m.time < stale.hour + interval '1 hour'"
+    " AND m.time >= stale.hour AND m.time < stale.hour + interval '1 hour' AND m.value IS NOT NULL"
 )
 
 

@@ -108,6 +108,8 @@ def prepare(connection: Connection, query: Query, *, max_points: int = MAX_POINT
     """
     _check(query)
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+    # Before anything is seen: what is seen then stays until the answer is read, see `retention.drop_parts`.
+    connection.execute(text("LOCK TABLE metrics.part IN ACCESS SHARE MODE"))
     selection = select_series(connection, query.metrics, query.filters, query.group_by)
     starts = _starts(query, max_points)
     return Prepared(query, selection, starts, plan(query.start, query.end, starts), max_points)
@@ -126,6 +128,7 @@ def work_out(connection: Connection, prepared: Prepared) -> Answer:
         prepared.selection, prepared.plan, prepared.starts if even is None else None, even, stale,
         prepared.max_points + 1,
     )  # fmt: skip
+    _check_age(reading.plan, prepared.selection)
     rows, is_exact = _rows(connection, query, reading)
     if len(rows) > prepared.max_points:
         raise too_many_points(prepared.max_points)
@@ -144,6 +147,16 @@ def _rows(connection: Connection, query: Query, reading: Reading) -> tuple[list[
     # Both are of the same samples, so they have the same buckets.
     at = 2 + query.aggregations.index(Aggregation.PERCENTILE)
     return [(*row[:at], given[2], *row[at:]) for row, given in zip(rows, percentiles, strict=True)], is_exact
+
+
+def _check_age(plan: Plan, selection: Selection) -> None:
+    """Refuse to read samples that may be gone."""
+    if any(begin < selection.raw_from for begin, _ in plan.raw):
+        raise InvalidInputError(
+            f"samples from before {selection.raw_from.isoformat()} are kept as hours",
+            remedy="begin and end at full hours, by hours or longer, without `exact`",
+            code="samples_gone",
+        )
 
 
 def _check(query: Query) -> None:
@@ -182,8 +195,10 @@ def _percentiles(connection: Connection, query: Query, reading: Reading) -> tupl
         extreme = Aggregation.MIN if given == 0 else Aggregation.MAX
         return aggregates.moments(connection, reading, [extreme]), True
     rolled = sorted(reading.plan.days + reading.plan.hours)
-    if query.is_exact or not rolled or _count(connection, query, reading) <= FEW_SAMPLES:
+    are_there = query.start >= reading.selection.raw_from
+    if query.is_exact or not rolled or (are_there and _count(connection, query, reading) <= FEW_SAMPLES):
         from_samples = replace(reading, plan=Plan(raw=[(query.start, query.end)]), stale=[])
+        _check_age(from_samples.plan, reading.selection)
         return aggregates.exact_percentile(connection, from_samples, given), True
     by_hours = replace(reading, plan=Plan(hours=rolled, raw=reading.plan.raw))
     return aggregates.histogram_percentile(connection, by_hours, given), False

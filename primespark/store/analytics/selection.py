@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, cast, literal, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 
-from primespark.core.values import check_text
+from primespark.core.values import EARLIEST, check_text
 from primespark.errors import InvalidInputError
-from primespark.store.schema import series
+from primespark.store.schema import retention, series
 
 MAX_SERIES = 100_000
 MAX_FILTERS = 32
@@ -62,10 +63,12 @@ class Selection:
     Attributes:
         groups: What each group has in common, by name of the field; a label a series lacks is None.
         series: Ids, and the number of each one's group.
+        raw_from: Samples from before may be gone, which rollups have seen.
     """
 
     groups: list[dict[str, str | None]]
     series: list[tuple[int, int]]
+    raw_from: datetime
 
 
 def select_series(
@@ -80,13 +83,16 @@ def select_series(
     fields = list(dict.fromkeys([*([METRIC] if len(metrics) > 1 else []), *group_by]))
     columns = [_column(field).label(f"field_{number}") for number, field in enumerate(fields)]
     conditions = [series.c.metric.in_(metrics), *map(_condition, filters)]
-    statement = select(series.c.series_id, *columns).where(and_(*conditions))
+    statement = select(series.c.series_id, retention.c.raw_from, *columns).where(
+        and_(*conditions, retention.c["class"] == series.c["class"])
+    )
     rows = connection.execute(statement.order_by(*columns, series.c.series_id).limit(MAX_SERIES + 1)).all()
     if len(rows) > MAX_SERIES:
         raise InvalidInputError(f"more than {MAX_SERIES} series", remedy="filter", code="too_many_series")
     numbers: dict[tuple[Any, ...], int] = {}
-    chosen = [(series_id, numbers.setdefault(tuple(key), len(numbers))) for series_id, *key in rows]
-    return Selection([dict(zip(fields, key, strict=True)) for key in numbers], chosen)
+    chosen = [(series_id, numbers.setdefault(tuple(key), len(numbers))) for series_id, _, *key in rows]
+    groups = [dict(zip(fields, key, strict=True)) for key in numbers]
+    return Selection(groups, chosen, max((row.raw_from for row in rows), default=EARLIEST))
 
 
 def _check(metrics: Sequence[str], filters: Sequence[Filter], group_by: Sequence[str]) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import dagster as dg
 import numpy as np
+import pytest
 from sqlalchemy import Engine, text
 
 from primespark.store import samples
-from primespark_assets.analytics.assets import hourly_rollup
+from primespark_assets.analytics.assets import hourly_rollup, raw_samples
 from primespark_assets.partitions import FIRST_HOUR, hour_key
 from primespark_assets.schedules import hourly_rollup_schedule
 
@@ -102,3 +103,18 @@ def test_the_schedule_asks_for_what_is_new_however_old(
         assert materialize_range(instance, resources, first, last).success
     assert sorted(rollups(store_engine)) == [never_set, START, START + HOUR, START + 5 * HOUR]
     assert evaluate(instance, resources, now).skip_message == "no past hour has new samples"
+
+
+def test_samples_older_than_allowed_are_rolled_up_and_dropped(
+    instance: dg.DagsterInstance, resources: Resources, store_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRIMESPARK_CLOUD__RETENTION__STANDARD__RAW_DAYS", "30")
+    recent = datetime.now(UTC) - timedelta(days=1)
+    insert(store_engine, [START, START + timedelta(seconds=1), recent])
+    for dropped in (["sample_standard_20260223"], []):
+        result = dg.materialize([raw_samples], instance=instance, resources=resources)
+        (told,) = result.asset_materializations_for_node("analytics__raw_samples")
+        assert told.metadata["standard_dropped"].value == dropped
+    assert [row.n for row in rollups(store_engine).values()] == [2]
+    with store_engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM metrics.sample")).scalar_one() == 1

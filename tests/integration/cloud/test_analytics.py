@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from primespark.store import rollups
+from primespark.store import retention, rollups
 from tests.integration.cloud.test_gate import Gate, gate
 
 __all__ = ["gate"]
@@ -20,7 +20,7 @@ async def put(gate: Gate, *metrics: dict[str, Any]) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def metric(hour: float, value: float, **other: Any) -> dict[str, Any]:
+def metric(hour: float, value: float | None, **other: Any) -> dict[str, Any]:
     time = (T0 + timedelta(hours=hour)).isoformat()
     return {"metric_name": "power_watts", "value": value, "time": time, "device_id": "edge-1", "labels": {}} | other
 
@@ -103,6 +103,21 @@ async def test_empty_buckets_are_filled(gate: Gate) -> None:
     }.items():  # fmt: skip
         answer = await ask(gate, granularity="hour", time_range=span, fill=fill)
         assert [value for _, value in answer.json()["series"][0]["points"]] == expected
+
+
+async def test_a_value_may_be_missing_and_a_time_too_old_or_too_far_ahead(gate: Gate) -> None:
+    await put(gate, metric(0, 1.0), metric(0.5, None, quality="sensor_failed"))
+    answer = await ask(gate, aggregation=["count", "sum"], granularity="hour")
+    assert [point[1:] for point in answer.json()["series"][0]["points"]] == [[1, 1.0]]
+    ahead = (datetime.now(UTC) + timedelta(days=32)).isoformat()
+    for bad, code in ((metric(1, None), "missing_value"), (metric(1, 1.0) | {"time": ahead}, "time_ahead")):
+        refused = await gate.client.post("/api/v1/analytics/insert", json={"metrics": [bad]}, headers=gate.admin)
+        assert (refused.status_code, refused.json()["code"]) == (422, code)
+    with gate.cloud.engine.begin() as connection:
+        retention.begin_later(connection, "standard", T0 + timedelta(days=1))
+    metrics = {"metrics": [metric(2, 1.0), metric(30, 1.0)]}
+    answer = await gate.client.post("/api/v1/analytics/insert", json=metrics, headers=gate.admin)
+    assert answer.json() == {"inserted": 1, "duplicates": 0, "beyond_retention": 1}
 
 
 @pytest.mark.parametrize(

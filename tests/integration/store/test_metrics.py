@@ -65,7 +65,7 @@ def test_rollups_are_what_numpy_computes(law_engine: Engine, history: list[Any],
     with law_engine.begin() as connection:
         connection.execute(
             text(
-                "TRUNCATE metrics.sample, metrics.dirty, metrics.rollup_1h, metrics.rollup_1d,"
+                "TRUNCATE metrics.sample_standard, metrics.dirty, metrics.rollup_1h, metrics.rollup_1d,"
                 " metrics.rollup_histogram, metrics.last_sample"
             )
         )

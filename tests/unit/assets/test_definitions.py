@@ -60,6 +60,7 @@ def test_the_graph() -> None:
         "edge/configurations": [],
         "sync/round": [f"edge/{name}" for name in sorted(CLASSES)],
         "analytics/hourly_rollup": ["edge/metrics", "edge/telemetry"],
+        "analytics/raw_samples": ["analytics/hourly_rollup"],
         "ml/data_ingestion": ["edge/labels"],
         **stages,
     }
@@ -78,11 +79,12 @@ def test_what_starts_by_itself_does() -> None:
     assert {schedule.name: schedule.default_status for schedule in repository.schedule_defs} == {
         "hourly_rollup_schedule": dg.DefaultScheduleStatus.RUNNING,
         "sync_batches_schedule": dg.DefaultScheduleStatus.RUNNING,
+        "retention_schedule": dg.DefaultScheduleStatus.RUNNING,
     }
 
 
 def test_jobs_run_in_one_process_and_end() -> None:
-    for name in ("digits_pipeline_job", "hourly_rollup_job", "sync_batches"):
+    for name in ("digits_pipeline_job", "hourly_rollup_job", "sync_batches", "retention_job"):
         job = defs.resolve_job_def(name)
         assert job.executor_def is dg.in_process_executor
         assert float(job.tags["dagster/max_runtime"]) > 0

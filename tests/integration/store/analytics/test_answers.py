@@ -120,7 +120,9 @@ histories = st.lists(
 @given(histories)
 def test_a_kept_answer_is_what_would_be_worked_out(law_engine: Engine, valkey: Valkey, history: list[Any]) -> None:
     with law_engine.begin() as connection:
-        connection.execute(text("TRUNCATE metrics.sample, metrics.dirty, metrics.rollup_1h, metrics.day_version"))
+        connection.execute(
+            text("TRUNCATE metrics.sample_standard, metrics.dirty, metrics.rollup_1h, metrics.day_version")
+        )
     answers = Answers(RedisCache(valkey.url))
     client = Redis.from_url(valkey.url)
     client.flushall()

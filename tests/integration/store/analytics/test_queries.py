@@ -114,7 +114,7 @@ def _store(engine: Engine, history: list[Any]) -> list[Sample]:
     with engine.begin() as connection:
         connection.execute(
             text(
-                "TRUNCATE metrics.sample, metrics.dirty, metrics.rollup_1h, metrics.rollup_1d,"
+                "TRUNCATE metrics.sample_standard, metrics.dirty, metrics.rollup_1h, metrics.rollup_1d,"
                 " metrics.rollup_histogram, metrics.last_sample"
             )
         )
@@ -124,6 +124,7 @@ def _store(engine: Engine, history: list[Any]) -> list[Sample]:
             Sample(
                 metric=metric, device_id=device, source="test", labels={"place": place} if place else {},
                 time=T0 + timedelta(seconds=second), seq=len(stored) + number, value=value,
+                quality="sensor_failed" if value is None else None,
             )
             for number, (second, metric, device, place, value) in enumerate(given_rows)
         ]  # fmt: skip
@@ -158,7 +159,8 @@ def _expected(query: Query, stored: list[Sample]) -> dict[tuple[tuple[Any, ...],
         parts = {"metric_name": sample.metric, "device_id": sample.device_id, "source": sample.source}
         group = tuple(parts[name] if name in parts else sample.labels.get(name[7:]) for name in fields)
         moment = starts[bisect_right(starts, sample.time) - 1]
-        found.setdefault((group, moment), []).append(sample.value)
+        if sample.value is not None:
+            found.setdefault((group, moment), []).append(sample.value)
     return found
 
 
