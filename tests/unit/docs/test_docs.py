@@ -15,7 +15,7 @@ from edge_agent import api, cache_api, capture_api, examples_api, openai_api, pr
 from edge_agent.capture.configured import configured_sources
 from edge_agent.open_inference import routes as open_inference
 from primespark.cli.main import app
-from primespark.cloud import blobs_api, commands_api, conflicts_api, gate, lineage_api, people
+from primespark.cloud import analytics_api, blobs_api, commands_api, conflicts_api, gate, lineage_api, people
 from primespark.cloud import records_api as cloud_records_api
 from primespark.core.clock import utc_now
 from primespark.core.manifests import Manifest, SignedManifest, SigningKey, Variant
@@ -107,7 +107,8 @@ def _routes() -> Iterator[str]:
         api.router, cache_api.router, capture_api.router, examples_api.router, openai_api.router,
         preprocess_api.router, records_api.router, open_inference.router,
         open_inference.health_router(_nothing, open_health=True), blobs_api.router, commands_api.router,
-        cloud_records_api.router, conflicts_api.router, gate.router, lineage_api.router, people.router,
+        analytics_api.router, cloud_records_api.router, conflicts_api.router, gate.router, lineage_api.router,
+        people.router,
     )  # fmt: skip
     for router in routers:
         for route in router.routes:
@@ -125,6 +126,12 @@ def test_every_route_is_explained() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), name
 
 
 def test_architecture_is_short_enough_to_read() -> None:
