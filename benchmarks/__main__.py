@@ -15,6 +15,7 @@ from benchmarks.result import Result
 
 # Areas with figures so far; each is a module with `run() -> Iterator[Result]`.
 AREAS = (
+    "analytics",
     "bandwidth",
     "cache",
     "conflicts",

@@ -15,6 +15,7 @@ from pathlib import Path
 from primespark.embedded.ports import choose_port
 from primespark.embedded.postgres import EmbeddedPostgres
 from primespark.embedded.supervisor import Service
+from primespark.embedded.valkey import valkey_service
 
 _START_S = 60.0
 
@@ -35,6 +36,17 @@ def postgres(folder: Path) -> Iterator[str]:
             server_process.send_signal(service.stop_signal)
             server_process.wait(30)
             shutil.rmtree(sockets, ignore_errors=True)
+
+
+@contextmanager
+def valkey(folder: Path) -> Iterator[str]:
+    """The URL of a Valkey below `folder`, bounded as the embedded one is."""
+    with tempfile.TemporaryDirectory(prefix="ps-") as sockets:
+        path = Path(sockets) / "valkey.sock"
+        service = valkey_service(folder / "valkey", path)
+        with process(service.command, {}, folder / "valkey.log"):
+            wait(lambda: asyncio.run(_is_ready(service)), folder / "valkey.log")
+            yield f"unix://{path}"
 
 
 @contextmanager
