@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -74,6 +75,20 @@ async def test_a_link_broken_one_way_is_told_from_none_and_doubles_nothing(gate:
         assert (await device.queue.status()).replayed_batches == 1
     assert gate.oracle.values("telemetry") == [0, 1]
     assert gate.oracle.replays == 1
+
+
+async def test_a_connection_that_does_not_come_about_is_no_missing_answer() -> None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        # Its queue is full: who connects now hears nothing, as in a network that delivers nothing.
+        stack.enter_context(socket.create_connection(listener.getsockname()))
+        monitor = ConnectivityMonitor(
+            f"http://127.0.0.1:{listener.getsockname()[1]}", PROBE, LinkHealth(), asyncio.Event().set
+        )
+        for _ in range(3):
+            await monitor.probe()
+            assert monitor.endpoints[0].state is LinkState.NOT_CONNECTED
+    assert monitor.link.state is LinkState.NOT_CONNECTED
 
 
 async def test_while_exchanges_succeed_nothing_is_asked(gate: RunningGate, tmp_path: Path) -> None:
