@@ -130,3 +130,13 @@ def store_engine(postgres_url: str) -> Iterator[Engine]:
     engine = database.connect(postgres_url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def law_engine(postgres_server: PostgresServer) -> Iterator[Engine]:
+    """An engine on a store that all tests of a module share: each example of a law empties what it uses."""
+    url = postgres_server.create_store()
+    engine = database.connect(url)
+    yield engine
+    engine.dispose()
+    postgres_server.drop(url)

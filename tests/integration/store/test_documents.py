@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from sqlalchemy import Engine
 
 from primespark.core.clock import HybridLogicalClock, Timestamp, wall_clock_ms
 from primespark.errors import AuthorizationError, InvalidInputError
-from primespark.store import database, documents, server, sync_log
+from primespark.store import documents, server, sync_log
 from primespark.sync.documents import Document, merge, merge_patch, write
 from primespark.sync.records import DocumentChange, PullResponse, PushResponse
 from tests.helpers import rounds
@@ -302,15 +301,6 @@ def test_a_device_reads_the_blobs_the_cloud_names_to_it(store_engine: Engine) ->
     assert not names("edge-1", "b" * 64)
     cloud_write(store_engine, "fleet", {"models": {"x": "b" * 64}}, "shared")
     assert names("edge-2", "b" * 64)
-
-
-@pytest.fixture(scope="module")
-def law_engine(postgres_server: Any) -> Iterator[Engine]:
-    url = postgres_server.create_store()
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
-    postgres_server.drop(url)
 
 
 values = st.one_of(st.integers(0, 3), st.none(), st.dictionaries(st.sampled_from("pq"), st.integers(0, 3), max_size=2))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from primespark.errors import ConflictError
-from primespark.store import database, outbox, sync_log
+from primespark.store import outbox, sync_log
 from primespark.sync.records import Fact, Lost, PushRequest
 from tests.helpers import rounds
 from tests.integration.store.builders import batch, enrol, fact, lost, push
@@ -68,15 +68,6 @@ steps = st.lists(
     st.tuples(st.integers(0, 1), st.sampled_from(["send", "send", "rolled back", "reply lost", "stale"]), plans),
     max_size=14,
 )
-
-
-@pytest.fixture(scope="module")
-def law_engine(postgres_server: Any) -> Any:
-    url = postgres_server.create_store()
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
-    postgres_server.drop(url)
 
 
 @pytest.mark.prove

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +15,7 @@ from sqlalchemy import Engine, text
 
 from primespark.core.values import LARGEST_NUMBER
 from primespark.errors import InvalidInputError
-from primespark.store import database, rollups, samples, windows
+from primespark.store import rollups, samples, windows
 from primespark.store.samples import Inserted, Sample
 from tests.helpers import rounds
 
@@ -38,15 +37,6 @@ def insert(engine: Engine, *rows: Sample) -> Inserted:
 def refresh(engine: Engine) -> int:
     with engine.begin() as connection:
         return rollups.refresh_hours(connection, *FOREVER)
-
-
-@pytest.fixture(scope="module")
-def law_engine(postgres_server: Any) -> Iterator[Engine]:
-    url = postgres_server.create_store()
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
-    postgres_server.drop(url)
 
 
 measured = st.floats(-1e9, 1e9) | st.floats(1e9, 1e9 + 1) | st.sampled_from([0.0, -0.0, 1e-300, LARGEST_NUMBER])

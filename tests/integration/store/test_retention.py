@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +13,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from primespark.errors import InvalidInputError
-from primespark.store import database, retention, rollups, samples
+from primespark.store import retention, rollups, samples
 from primespark.store.analytics import queries
 from primespark.store.analytics.aggregates import Aggregation
 from primespark.store.analytics.buckets import Unit, of_unit
@@ -26,15 +25,6 @@ MONDAY = datetime(2026, 3, 2, tzinfo=UTC)
 DAY = timedelta(days=1)
 FOREVER = (MONDAY - 1000 * DAY, MONDAY + 100 * DAY)
 EXACT = [one for one in Aggregation if one is not Aggregation.PERCENTILE]
-
-
-@pytest.fixture(scope="module")
-def law_engine(postgres_server: Any) -> Iterator[Engine]:
-    url = postgres_server.create_store()
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
-    postgres_server.drop(url)
 
 
 def put(engine: Engine, *rows: tuple[timedelta, float | None], metric: str = "m", seq: int = 0) -> Inserted:

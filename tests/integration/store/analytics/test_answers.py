@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from redis import Redis
 from sqlalchemy import Engine, text
 
-from primespark.store import database, rollups, samples
+from primespark.store import rollups, samples
 from primespark.store.analytics import queries
 from primespark.store.analytics.aggregates import Aggregation
 from primespark.store.analytics.answers import Answers, SingleFlight
@@ -40,15 +40,6 @@ BY_HOUR = Query(["m"], [Aggregation.SUM, Aggregation.COUNT], T0, T0 + 2 * DAY, o
 def valkey() -> Iterator[Valkey]:
     with running_valkey() as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def law_engine(postgres_server: Any) -> Iterator[Engine]:
-    url = postgres_server.create_store()
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
-    postgres_server.drop(url)
 
 
 def put(engine: Engine, *rows: tuple[timedelta, float], device_id: str = "edge-1", seq: int = 0) -> None:

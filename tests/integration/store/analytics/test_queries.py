@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
 from primespark.errors import InvalidInputError
-from primespark.store import database, rollups, samples
+from primespark.store import rollups, samples
 from primespark.store.analytics import queries
 from primespark.store.analytics.aggregates import Aggregation
 from primespark.store.analytics.buckets import Unit, of_seconds, of_unit
@@ -33,15 +32,6 @@ T0 = datetime(2026, 3, 27, tzinfo=UTC)
 SPAN_S = 5 * 86_400
 DEVICES = ("edge-1", "edge-2")
 PLACES = ("north", "south", None)
-
-
-@pytest.fixture(scope="module")
-def law_engine(postgres_server: Any) -> Iterator[Engine]:
-    url = postgres_server.create_store()
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
-    postgres_server.drop(url)
 
 
 def ask(engine: Engine, **query: Any) -> Answer:
