@@ -180,7 +180,7 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
     )  # fmt: skip
     outgoing = Outgoing(
         database, edge.device_id, settings.sync.batch_records, bandwidth.batch_bytes(_batch_bytes(files)),
-        settings.sync.backlog_records_per_s, clock=clock,
+        settings.sync.backlog_records_per_s, clock=clock, may_send_low=bandwidth.may_send_low,
     )  # fmt: skip
     exchange = monitor = None
     commands_came = asyncio.Event()

@@ -21,6 +21,8 @@ from primespark.core.link_settings import BandwidthSettings
 _QUANTUM_S = 0.05
 _LEAST_QUANTUM_BYTES, _MOST_QUANTUM_BYTES = 256, 64 * 1024
 _LEAST_BUFFER_BYTES, _MOST_BUFFER_BYTES = 4096, 256 * 1024
+# Windows begin at a minute.
+_LOOK_S = 20.0
 # A gate waits a minute for a body.
 _BATCH_S = 20.0
 
@@ -46,6 +48,7 @@ class Bandwidth:
     ) -> None:
         self._settings = settings
         self._now = now
+        self._sleep = sleep
         self._zone: tzinfo | None = ZoneInfo(settings.timezone) if settings.timezone else None
         shares = {Traffic(name): weight for name, weight in settings.shares}
         self._up, self._down = (FairLink(self.limit, name, shares, monotonic_s, sleep) for name in ("up", "down"))
@@ -60,11 +63,20 @@ class Bandwidth:
         """Bytes per second at this moment, of the first window it is in; None without limit."""
         limit = self._settings.bytes_per_s
         if self._settings.windows:
-            # Without a time zone it is the device's; where clocks are changed, windows go by what the clock shows.
-            local = self._now().astimezone(self._zone).strftime("%H:%M")
+            local = self._time_of_day()
             limit = next((window.bytes_per_s for window in self._settings.windows if window.has(local)), limit)
         LIMIT.set(limit or 0)
         return limit
+
+    def may_send_low(self) -> bool:
+        """Whether facts of low priority, models and other blobs may travel at this moment."""
+        windows = self._settings.low_windows
+        return not windows or any(window.has(self._time_of_day()) for window in windows)
+
+    async def until_low_may_go(self) -> None:
+        """Wait for a window in which they may."""
+        while not self.may_send_low():
+            await self._sleep(_LOOK_S)
 
     def batch_bytes(self, most: int) -> int:
         """How large a batch may be, so that a gate still waits for the last of it."""
@@ -86,6 +98,10 @@ class Bandwidth:
     async def received(self, count: int, traffic: Traffic = Traffic.RECORDS) -> None:
         """Wait until more may be received after `count` bytes."""
         await self._down.pay(count, traffic)
+
+    def _time_of_day(self) -> str:
+        # Without a time zone it is the device's; where clocks are changed, windows go by what the clock shows.
+        return self._now().astimezone(self._zone).strftime("%H:%M")
 
     def _quantum(self) -> int:
         """Bytes to send at once."""

@@ -22,11 +22,12 @@ Settle = Callable[[int, str, bytes], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of a batch; `backlog` is of records of lanes that are behind."""
+    """Bounds of a batch; `backlog` is of records of lanes that are behind, `lanes` of lanes that may go at all."""
 
     records: int
     bytes: int
     backlog: int
+    lanes: int = LANES
 
 
 @dataclass(slots=True)
@@ -101,6 +102,7 @@ def _quotas(lanes: list[_Lane], limits: Limits, records: int) -> list[int]:
     """How many records each lane may send: by priority, but for the floor of those after it."""
     floor = int(limits.records * FLOOR)
     wanted = [min(lane.waiting, limits.backlog) if lane.is_behind else lane.waiting for lane in lanes]
+    wanted[limits.lanes :] = [0] * (LANES - limits.lanes)
     reserved = [min(count, floor) for count in wanted]
     quotas = []
     for lane, count in enumerate(wanted):

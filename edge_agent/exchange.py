@@ -35,6 +35,8 @@ from primespark.errors import (
 from primespark.sync.records import PushResponse
 
 PULL_LIMIT = 200
+# What other programs left in the queue, and what may go because a window began, wakes nobody.
+LOOK_AGAIN_S = 20.0
 _TOKEN_POLL_S = 0.25
 # An empty answer sooner than this is of a gate that is stopping: asking at once again would keep it busy.
 _QUICK_ANSWER_S = 0.25
@@ -227,6 +229,8 @@ class Exchange:
         if batch is None:
             await self._ensure_epoch()
             await self._until_backlog_may_go()
+            # What waited is of a priority that may go no longer, where a window has just ended.
+            await self._outgoing.count()
             return
         try:
             response = await self._gate.push(batch)
@@ -265,7 +269,11 @@ class Exchange:
         while not self._outgoing.waiting:
             self._work.clear()
             if not self._outgoing.waiting:
-                await self._work.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_AGAIN_S):
+                        await self._work.wait()
+                if not self._work.is_set():
+                    await self._outgoing.count()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.batch_wait_s):
                 while not self._is_due():

@@ -177,6 +177,7 @@ class GateClient:
             UnavailableError: No answer, or the link broke; also while the chunks are read.
             PermanentError: The gate refuses.
         """
+        await self._bandwidth.until_low_may_go()
         # Ranges are of the bytes sent: packed, they would be others.
         headers = {"Accept-Encoding": "identity"}
         if offset or end is not None:
@@ -199,6 +200,7 @@ class GateClient:
 
     async def chunks_of(self, sha256: str) -> ChunkList:
         """What a blob is made of."""
+        await self._bandwidth.until_low_may_go()
         answer = await self._send("GET", f"/sync/v1/blobs/{sha256}/chunks")
         SENT.labels("blob").inc(len(answer.content))
         return _parse(answer, ChunkList)

@@ -14,6 +14,7 @@ from edge_agent.batch_selection import Limits, Selection, mark_behind, select
 from edge_agent.database import Database
 from edge_agent.dead_letters import add_dead_letter
 from edge_agent.device_clock import DeviceClock
+from edge_agent.priority import RANKS, Priority
 from edge_agent.queue import compose, remove
 from edge_agent.queue_room import add_lost
 from edge_agent.rate import Rate
@@ -57,6 +58,7 @@ class Outgoing:
         backlog_records_per_s: Most records a second of streams that have fallen behind.
         now_ms: The device's clock.
         clock: Gives facts and writes their true time.
+        may_send_low: Whether facts of low priority may go now.
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class Outgoing:
         backlog_records_per_s: int = 2000,
         now_ms: Callable[[], int] = wall_clock_ms,
         clock: DeviceClock | None = None,
+        may_send_low: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._may_send_low = may_send_low
         self._clock = clock
         self._stamps = Stamps(device_id, clock, now_ms)
         self._database = database
@@ -159,8 +163,9 @@ class Outgoing:
         # Of a backlog whole batches only: what a second brings would go by the handful.
         share = self._backlog.available()
         limits = Limits(
-            records, self._batch_bytes - _ENVELOPE_BYTES, backlog=share if share >= self._batch_records else 0
-        )
+            records, self._batch_bytes - _ENVELOPE_BYTES, backlog=share if share >= self._batch_records else 0,
+            lanes=2 * self._ranks(),
+        )  # fmt: skip
         corrections = self._clock.corrections(connection) if self._clock is not None else None
         selection = select(
             connection, limits, self._device_id, lambda kept: self._encode(connection, kept),
@@ -283,10 +288,16 @@ class Outgoing:
             remove(connection, [where[0]])
             add_lost(connection, stream, seq, f"refused: {code}"[:200], 0)
 
+    def _ranks(self) -> int:
+        """How many of the priorities may go now, from the first."""
+        return len(RANKS) if self._may_send_low() else RANKS[Priority.LOW]
+
     def _count(self, connection: sqlite3.Connection) -> None:
         (self.waiting,) = connection.execute(
-            "SELECT (SELECT coalesce(sum(pending), 0) FROM stream) + (SELECT count(*) FROM lost)"
-            " + (SELECT count(*) FROM document WHERE dirty)"
+            "SELECT (SELECT coalesce(sum(pending), 0) FROM stream WHERE rank < ?1)"
+            " + (SELECT count(*) FROM lost JOIN stream ON name = stream WHERE rank < ?1)"
+            " + (SELECT count(*) FROM document WHERE dirty)",
+            (self._ranks(),),
         ).fetchone()
         _, end = bounds(1)
         self.is_urgent = (

@@ -44,18 +44,23 @@ def _time_zone(name: str) -> str:
     return name
 
 
-class BandwidthWindow(Section):
-    """From `begin` until `end`, over midnight where that is earlier, the limit is another; null is none."""
+class TimeWindow(Section):
+    """From `begin` until `end`, over midnight where that is earlier."""
 
     begin: _TimeOfDay
     end: _TimeOfDay
-    bytes_per_s: _BytesPerSecond | None = None
 
     def has(self, time_of_day: str) -> bool:
         """Whether HH:MM is in it; one that ends when it begins is the whole day."""
         if self.begin < self.end:
             return self.begin <= time_of_day < self.end
         return time_of_day >= self.begin or time_of_day < self.end
+
+
+class BandwidthWindow(TimeWindow):
+    """When the limit is another; null is none."""
+
+    bytes_per_s: _BytesPerSecond | None = None
 
 
 _Weight = Annotated[int, Field(ge=1, le=100)]
@@ -74,4 +79,6 @@ class BandwidthSettings(Section):
     bytes_per_s: _BytesPerSecond | None = None
     windows: Annotated[tuple[BandwidthWindow, ...], Field(max_length=24)] = ()
     shares: BandwidthShares = BandwidthShares()
+    # When facts of low priority and blobs may travel; empty is always.
+    low_windows: Annotated[tuple[TimeWindow, ...], Field(max_length=24)] = ()
     timezone: Annotated[str, AfterValidator(_time_zone)] | None = None

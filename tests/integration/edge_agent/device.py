@@ -84,6 +84,7 @@ async def running_device(
     models: SlotSettings = QUICK,
     inference: InferenceSettings | None = None,
     clock: DeviceClock | None = None,
+    may_send_low: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[Device]:
     """A device at work; ends as by a signal."""
     device_id = "edge-1"
@@ -91,7 +92,7 @@ async def running_device(
     files = CredentialFiles(folder, EdgeSettings(device_id=device_id, enrolment_token=SecretStr(token)))
     queue = OfflineQueue(database, limits or OfflineSettings(), clock=clock)
     documents = Documents(database, device_id, clock=clock)
-    outgoing = Outgoing(database, device_id, settings.batch_records, 500_000, clock=clock)
+    outgoing = Outgoing(database, device_id, settings.batch_records, 500_000, clock=clock, may_send_low=may_send_low)
     gate = GateClient(url, NetworkSettings(request_timeout_s=2, connect_timeout_s=1), clock)
     slots = Slots()
     edge = EdgeSettings(models=models, inference=inference or InferenceSettings())

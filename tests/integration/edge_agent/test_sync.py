@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_agent import exchange
 from edge_agent.database import Database
 from edge_agent.exchange import Phase
 from primespark.core.settings import OfflineSettings
@@ -374,3 +375,30 @@ async def test_no_unexpected_error_ends_a_loop(gate: RunningGate, tmp_path: Path
         await device.drained()
         await has_document(device, "twin")
     assert gate.oracle.values("telemetry") == [0]
+
+
+async def test_what_is_low_waits_for_its_window_and_all_else_goes(
+    gate: RunningGate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "LOOK_AGAIN_S", 0.05)
+    is_open = False
+    async with running_device(tmp_path, gate.url, may_send_low=lambda: is_open) as device:
+        for number in range(30):
+            await device.enqueue(number)
+            await device.enqueue(number, stream="results")
+        await device.documents.patch("site", {"a": 1})
+        await until(lambda: len(gate.oracle.values("results")) == 30 and gate.oracle.documents)
+        await device.drained()
+        requests = gate.oracle.requests
+        await until(lambda: device.outgoing.waiting == 0)
+        assert gate.oracle.values("telemetry") == []
+        assert (await device.queue.status()).pending == 30
+        is_open = True
+        # Nothing is enqueued that would wake the device: it looks by itself.
+        await until(lambda: len(gate.oracle.values("telemetry")) == 30)
+        is_open = False
+        assert gate.oracle.requests - requests <= 4
+        await device.enqueue(30)
+        await device.enqueue(30, stream="results")
+        await until(lambda: gate.oracle.values("results")[-1] == 30)
+    assert gate.oracle.values("telemetry") == list(range(30))

@@ -123,6 +123,28 @@ def test_what_is_no_limit_is_refused(wrong: dict[str, object]) -> None:
         BandwidthSettings.model_validate(wrong)
 
 
+@given(
+    minute=st.integers(0, 1439),
+    windows=st.lists(st.tuples(st.integers(0, 1439), st.integers(1, 1439)), min_size=1, max_size=4),
+)
+async def test_what_is_low_waits_for_the_next_of_its_windows(minute: int, windows: list[tuple[int, int]]) -> None:
+    midnight, time = datetime(2026, 6, 1, tzinfo=UTC), Time([])
+    time.now_s = minute * 60.0
+    spans = [
+        dict(
+            zip(("begin", "end"), (f"{at // 60 % 24:02d}:{at % 60:02d}" for at in (begin, begin + length)), strict=True)
+        )
+        for begin, length in windows
+    ]
+    told = BandwidthSettings.model_validate({"low_windows": spans, "timezone": "UTC"})
+    bandwidth = Bandwidth(told, lambda: midnight + timedelta(seconds=time.now_s), lambda: time.now_s, time.sleep)
+    open_minutes = {(begin + passed) % 1440 for begin, length in windows for passed in range(length)}
+    assert bandwidth.may_send_low() == (minute in open_minutes)
+    await bandwidth.until_low_may_go()
+    wait = next(passed for passed in range(1440) if (minute + passed) % 1440 in open_minutes)
+    assert time.now_s // 60 == minute + wait
+
+
 class Scheduler:
     """Virtual time for many tasks: it passes when all of them wait."""
 
