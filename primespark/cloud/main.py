@@ -19,6 +19,7 @@ from primespark.cloud import (
     conflicts_api,
     gate,
     lineage_api,
+    otlp_api,
     people,
     records_api,
 )
@@ -48,7 +49,7 @@ _STATEMENT_TIMEOUT_S = 30.0
 _SHORTEST_KEY = 16
 _ROUTERS = (
     gate.router, blobs_api.router, blobs_api.people, commands_api.router, conflicts_api.router, lineage_api.router,
-    people.router, analytics_api.router, records_api.router,
+    people.router, analytics_api.router, otlp_api.router, records_api.router,
 )  # fmt: skip
 
 log = get_logger(__name__)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from primespark.core.encoding import decode_body
+from primespark.core.encoding import Unpacker, decode_body
 from primespark.core.web.json_bounds import check_json_size
 from primespark.core.web.problems import describe, summarise
 from primespark.errors import (
@@ -124,8 +124,10 @@ async def read_raw(request: Request, max_bytes: int | None = None) -> bytes:
     return b"".join(chunks)
 
 
-async def read_body(request: Request, max_bytes: int | None = None) -> bytes:
-    """The decoded body, its `Content-Digest` checked; bounded as sent and as decoded, see `read_raw`."""
+async def read_body(
+    request: Request, max_bytes: int | None = None, unpackers: Mapping[str, Unpacker] | None = None
+) -> bytes:
+    """The decoded body, its `Content-Digest` checked; bounded as sent and as decoded, see `read_raw`, `decode_body`."""
     raw = await read_raw(request, max_bytes)
     decode = partial(
         decode_body,
@@ -133,6 +135,7 @@ async def read_body(request: Request, max_bytes: int | None = None) -> bytes:
         encoding=request.headers.get("content-encoding"),
         digest=request.headers.get("content-digest"),
         max_bytes=_limit(request, max_bytes),
+        unpackers=unpackers,
     )
     payload = await _off_loop(len(raw), decode)
     if payload is not raw:
