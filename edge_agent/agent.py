@@ -40,6 +40,8 @@ from edge_agent.slots.in_service import Slots
 from edge_agent.slots.serving import serving
 from edge_agent.sync_report import SyncReport
 from edge_agent.telemetry import Telemetry
+from edge_agent.uploads.queue import UploadQueue
+from edge_agent.uploads.uploader import Uploader
 from primespark.core.logging import get_logger
 from primespark.core.settings import Settings
 from primespark.core.tickets import Tickets
@@ -90,6 +92,7 @@ class _Agent:
     monitor: ConnectivityMonitor | None
     changes: Tickets
     commands: CommandRunner | None
+    uploader: Uploader | None
 
     async def run(self) -> None:
         """Serve, look, measure and synchronise until a signal; then stop them all."""
@@ -131,6 +134,8 @@ class _Agent:
         if self.exchange is not None:
             loops["sync"] = self.exchange.run()
             loops["sync-report"] = self.report.run()
+        if self.uploader is not None:
+            loops["uploads"] = self.uploader.run()
         if self.monitor is not None:
             loops["link"] = self.monitor.run()
         if self.commands is not None:
@@ -182,7 +187,10 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
         database, edge.device_id, settings.sync.batch_records, bandwidth.batch_bytes(_batch_bytes(files)),
         settings.sync.backlog_records_per_s, clock=clock, may_send_low=bandwidth.may_send_low,
     )  # fmt: skip
+    uploads = UploadQueue(database, queue, folder / "uploads", edge.offline.max_blob_bytes)
+    await uploads.tidy()
     exchange = monitor = None
+    uploader: Uploader | None = None
     commands_came = asyncio.Event()
     if gate is not None:
 
@@ -190,15 +198,23 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
             deployer.notify()
             commands_came.set()
 
+        def on_online() -> None:
+            if uploader is not None:
+                uploader.wake()
+
         exchange = Exchange(
-            gate, files, outgoing, documents, settings.sync, device_id=edge.device_id, on_documents=on_documents
-        )
+            gate, files, outgoing, documents, settings.sync,
+            device_id=edge.device_id, on_documents=on_documents, on_online=on_online,
+        )  # fmt: skip
+        uploader = Uploader(uploads, gate, files, settings.sync, exchange.synchronise_now)
+        database.watch_from_loop(uploader.notify)
         monitor = ConnectivityMonitor(gate.url, settings.network.probe, gate.link, exchange.link_returned)
         database.watch_from_loop(exchange.notify)
     sight = _capture_parts(settings, folder, service, queue)
     labelled = LabelledFolder(edge.capture.labelled_folder, queue) if edge.capture.labelled_folder else None
     device = Device(edge.device_id, service, language, queue, documents, exchange, hardware, clock, monitor)
     app = build_app(settings, folder, database, device, detector, sight)
+    app.state.uploads = uploads
     changes = Tickets()
     database.watch_from_loop(changes.wake_all)
     app.state.watchers = Watchers(changes)
@@ -208,7 +224,7 @@ async def _build(settings: Settings, folder: Path, database: Database, detector:
         commands = CommandRunner(database, queue, handlers, edge.commands, commands_came)
     return _Agent(
         settings, database, app, service, language, telemetry, hardware, sight, labelled, deployer, exchange, gate,
-        detector, accelerator, SyncReport(queue, documents), monitor, changes, commands,
+        detector, accelerator, SyncReport(queue, documents), monitor, changes, commands, uploader,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from edge_agent.example_labels import ExampleLabels
 from edge_agent.open_inference import routes as open_inference
 from edge_agent.preprocessing_pipeline import EdgePreprocessingPipeline
 from edge_agent.preprocessors import AudioPreprocessor, ImagePreprocessor
+from edge_agent.uploads import routes as upload_routes
 from primespark.core.logging import get_logger
 from primespark.core.settings import EdgeSettings, Settings
 from primespark.core.web import create_app
@@ -48,6 +49,7 @@ _ROUTERS = (
     open_inference.router,
     preprocess_api.router,
     records_api.router,
+    upload_routes.router,
 )
 
 log = get_logger(__name__)

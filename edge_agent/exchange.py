@@ -95,6 +95,7 @@ class Exchange:
         device_id: Of this device.
         on_documents: Called when the cloud changed a document or sent a command, and once it is known that the
             device is enrolled.
+        on_online: Called when the cloud answers again, and once the device has a key.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Exchange:
         *,
         device_id: str,
         on_documents: Callable[[], None],
+        on_online: Callable[[], None] = lambda: None,
     ) -> None:
         self.state = SyncState()
         self._gate = gate
@@ -116,6 +118,7 @@ class Exchange:
         self._settings = settings
         self._device_id = device_id
         self._on_documents = on_documents
+        self._on_online = on_online
         self._push_backoff = Backoff(settings.retry_base_s, settings.retry_max_s)
         self._pull_backoff = Backoff(settings.retry_base_s, settings.retry_max_s)
         self._work = asyncio.Event()
@@ -169,6 +172,7 @@ class Exchange:
         self._gate.use_key(self._files.current.key)
         self._push_backoff.succeeded()
         self._on_documents()
+        self._on_online()
 
     def _wait_for_token(self) -> None:
         state = self.state
@@ -238,6 +242,9 @@ class Exchange:
             if error.code in _CLOUD_LOST_SOMETHING:
                 await self._outgoing.begin_anew()
                 return
+            if error.code == "blob_missing":
+                await self._await_blobs(batch, error)
+                return
             if error.code != "replica_cloned" or not await self._outgoing.take_up_again(batch.batch_seq):
                 raise
             log.warning("batch_was_applied", batch_seq=batch.batch_seq, why="the cloud failed after it had taken it")
@@ -252,6 +259,12 @@ class Exchange:
             await self._batch_refused(batch, error)
             return
         await self._take_answer(batch, response)
+
+    async def _await_blobs(self, batch: Batch, error: ConflictError) -> None:
+        """Send the batch otherwise, or wait until its blobs are uploaded once more."""
+        log.warning("blob_missing", batch_seq=batch.batch_seq, records=batch.records, cause=error.message)
+        if not await self._outgoing.await_blobs(batch.batch_seq):
+            raise UnavailableError(error.message, remedy="wait for the upload", code=error.code) from None
 
     async def _batch_refused(self, batch: Batch, error: InvalidInputError) -> None:
         """Send the batch otherwise, where that may help; else raise what refused it."""
@@ -369,6 +382,7 @@ class Exchange:
             log.info("online")
             self._push_backoff.wake()
             self._pull_backoff.wake()
+            self._on_online()
         state.phase, state.code, state.cause, state.remedy = Phase.ONLINE, "", "", ""
         state.last_contact_at = utc_now()
 

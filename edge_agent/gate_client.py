@@ -39,7 +39,7 @@ from primespark.errors import (
     TransientError,
     UnavailableError,
 )
-from primespark.sync.chunks import ChunkList
+from primespark.sync.chunks import ChunkList, UploadState
 from primespark.sync.records import (
     EnrolRequest,
     EnrolResponse,
@@ -51,7 +51,7 @@ from primespark.sync.records import (
 )
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-_PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 206, 416
+_NO_CONTENT, _PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 204, 206, 416
 _JSON = {"Content-Type": "application/json"}
 _ERRORS: dict[int, type[PrimeSparkError]] = {
     400: InvalidInputError,
@@ -69,7 +69,7 @@ _ERRORS: dict[int, type[PrimeSparkError]] = {
 }
 
 SENT = Counter("primespark_sync_bytes_total", "Bytes of bodies exchanged with the cloud.", ["direction"])
-for _direction in ("push", "pull", "blob"):
+for _direction in ("push", "pull", "blob", "upload"):
     SENT.labels(_direction)
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -205,6 +205,21 @@ class GateClient:
         SENT.labels("blob").inc(len(answer.content))
         return _parse(answer, ChunkList)
 
+    async def name_chunks(self, blob: ChunkList) -> UploadState:
+        """Say what a blob is made of; what of it the cloud lacks."""
+        answer = await self._send_paced(f"/sync/v1/blobs/{blob.sha256}/chunks", blob.to_json(), _JSON)
+        return _parse(answer, UploadState)
+
+    async def send_chunk(self, sha256: str, data: bytes) -> None:
+        """Send a chunk of a blob whose chunks were named."""
+        await self._send_paced(f"/sync/v1/chunks/{sha256}", data, {"Content-Type": "application/octet-stream"})
+
+    async def _send_paced(self, path: str, body: bytes, headers: dict[str, str]) -> _Answer:
+        SENT.labels("upload").inc(len(body))
+        # The length, else the body would go in pieces with their own framing.
+        headers = {**headers, "Content-Length": str(len(body))}
+        return await self._send("PUT", path, content=self._bandwidth.paced(body, Traffic.BLOBS), headers=headers)
+
     async def _send(self, method: str, path: str, *, timeout: Any = None, **parts: Any) -> _Answer:
         request = self._client.build_request(method, path, timeout=timeout or self._timeout(0), **parts)
         sent_ns = self._clock.monotonic_ns() if self._clock is not None else 0
@@ -219,7 +234,7 @@ class GateClient:
         except (httpx2.HTTPError, httpx2.StreamError) as error:
             raise self._no_answer(error) from None
         # What stands between, as a portal that wants a password, answers with a page.
-        if "json" in reply.headers.get("content-type", ""):
+        if reply.status_code == _NO_CONTENT or "json" in reply.headers.get("content-type", ""):
             self.link.answered()
         else:
             self.link.failed(LinkState.NO_GATE)

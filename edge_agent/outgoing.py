@@ -21,6 +21,7 @@ from edge_agent.rate import Rate
 from edge_agent.schema import forget_meta, read_number, write_meta
 from edge_agent.stamps import Stamps
 from edge_agent.streams import bounds
+from edge_agent.uploads import rows as upload_rows
 from primespark.core.clock import wall_clock_ms
 from primespark.core.encoding import encode_body
 from primespark.sync.records import PROTOCOL_VERSION, EpochRequest, PushResponse, ResultStatus
@@ -138,6 +139,14 @@ class Outgoing:
         Whether another batch comes next.
         """
         return await self._database.run(lambda connection: self._failed(connection, batch_seq, code))
+
+    async def await_blobs(self, batch_seq: int) -> bool:
+        """The cloud lacks a blob that the batch names: have it uploaded again, then the same bytes are right.
+
+        Where this device has no such blob any more, the batch is divided, until the fact at fault goes alone, which is
+        set aside. Whether another batch comes next.
+        """
+        return await self._database.run(lambda connection: self._await_blobs(connection, batch_seq))
 
     async def take_up_again(self, batch_seq: int) -> bool:
         """The cloud knows another batch of this number: if one was given up, it is sent again; whether one was."""
@@ -259,15 +268,36 @@ class Outgoing:
             return False
         if attempts < MAX_ATTEMPTS:
             return False
-        # The first that was given up under this number is the one the cloud may have.
-        connection.execute("INSERT OR IGNORE INTO given_up SELECT batch_seq, epoch, records, headers, body FROM batch")
-        epoch = connection.execute("DELETE FROM batch RETURNING epoch").fetchone()[0]
-        if len(places) > 1:
-            write_meta(connection, "batch_limit", len(places) // 2)
-        else:
+        epoch = self._set_batch_aside(connection, len(places))
+        if len(places) == 1:
             write_meta(connection, "suspect", json.dumps([places[0], code]))
             self._fix(connection, epoch, Selection(self._batch_bytes))
         return True
+
+    def _await_blobs(self, connection: sqlite3.Connection, batch_seq: int) -> bool:
+        places = _load_places(connection, batch_seq)
+        if places is None:
+            return True
+        operations = [place[1] for place in places if place[0] == "operation"]
+        named = upload_rows.named_by(connection, operations)
+        again = upload_rows.send_again(connection, operations)
+        if len(again) == len(named):
+            return False
+        self._set_batch_aside(connection, len(places))
+        if len(places) == 1:
+            self._give_up(connection, places[0], "blob_missing")
+        return True
+
+    def _set_batch_aside(self, connection: sqlite3.Connection, records: int) -> int:
+        """Keep the batch, which the cloud may have after all, and send half of it next; its epoch."""
+        # The first that was given up under this number is the one the cloud may have.
+        connection.execute("INSERT OR IGNORE INTO given_up SELECT batch_seq, epoch, records, headers, body FROM batch")
+        epoch: int = connection.execute("DELETE FROM batch RETURNING epoch").fetchone()[0]
+        if records > 1:
+            write_meta(connection, "batch_limit", records // 2)
+        else:
+            forget_meta(connection, "batch_limit")
+        return epoch
 
     def _judge_given_up(self, connection: sqlite3.Connection, batch_seq: int) -> None:
         """The empty batch was taken: the record in whose place it went is at fault."""
@@ -286,7 +316,7 @@ class Outgoing:
             documents.settle(connection, self._device_id, scope, key, counter)
         elif kind == "operation":
             remove(connection, [where[0]])
-            add_lost(connection, stream, seq, f"refused: {code}"[:200], 0)
+            add_lost(connection, stream, seq, _reason(code), 0)
 
     def _ranks(self) -> int:
         """How many of the priorities may go now, from the first."""
@@ -303,6 +333,18 @@ class Outgoing:
         self.is_urgent = (
             connection.execute("SELECT 1 FROM operation WHERE id < ? LIMIT 1", (end,)).fetchone() is not None
         )
+
+
+def give_up_fact(connection: sqlite3.Connection, operation: int, code: str) -> None:
+    """Set a fact aside for good that is in no batch, while one may be under way."""
+    stream, seq = _keep_aside(connection, ["operation", operation], code)
+    remove(connection, [operation])
+    (last_lost,) = connection.execute("SELECT coalesce(max(id), 0) FROM lost").fetchone()
+    add_lost(connection, stream, seq, _reason(code), last_lost)
+
+
+def _reason(code: str) -> str:
+    return f"refused: {code}"[:200]
 
 
 def _load_places(connection: sqlite3.Connection, batch_seq: int) -> list[Place] | None:

@@ -29,6 +29,7 @@ from edge_agent.queue_status import (
     read_waiting,
 )
 from edge_agent.streams import StreamPolicies, StreamPolicy
+from edge_agent.uploads import rows as upload_rows
 from primespark.core.clock import monotonic_ns as read_monotonic_ns
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.identifiers import boot_id
@@ -49,7 +50,11 @@ REFUSED = Counter("primespark_offline_queue_refused_total", "Facts the full queu
 
 @dataclass(frozen=True, slots=True)
 class NewFact:
-    """Something that happened here, not yet numbered; its stream has the name of its class unless another is given."""
+    """Something that happened here, not yet numbered; its stream has the name of its class unless another is given.
+
+    Attributes:
+        blob: SHA-256 of a blob that the cloud has, see `uploads`; empty without.
+    """
 
     data_class: DataClass
     value: dict[str, Any]
@@ -57,6 +62,7 @@ class NewFact:
     boot_id: str = field(default_factory=boot_id)
     monotonic_ns: int = field(default_factory=read_monotonic_ns)
     stream: str = ""
+    blob: str = ""
 
 
 class OfflineQueue:
@@ -146,6 +152,23 @@ class OfflineQueue:
             self._clock.note(connection)
         return number(connection, facts, streams, self._policies)
 
+    def reserve(self, connection: sqlite3.Connection, size: int) -> None:
+        """See that there is room for one fact more, of `size` bytes with its blob, which is stamped now.
+
+        Raises:
+            OverloadedError: Code `queue_full`: the queue is, or blobs have their half of it.
+        """
+        _, held = upload_rows.held(connection)
+        if held + size > self._limits.capacity_bytes // 2:
+            cause = f"blobs of {held} bytes wait, of {self._limits.capacity_bytes} they may have half"
+            full: _Full | None = _Full(cause, 0, 0)
+        else:
+            full = self._check_room(connection, read_streams(connection), 1, size)
+        if full is not None:
+            raise _queue_full(full, 1)
+        if self._clock is not None:
+            self._clock.note(connection)
+
     def _take_all(self, connection: sqlite3.Connection, callers: list[list[tuple[str, bytes]]]) -> list[list[int]]:
         """Callers who come at once, as one: a statement for all of them costs little more than for one."""
         seqs = iter(self.take(connection, list(chain.from_iterable(callers))))
@@ -161,25 +184,25 @@ class OfflineQueue:
         """The streams, once the facts fit, at the cost of what their policies let go."""
         size = sum(len(tail) + ROW_BYTES for _, tail in facts)
         streams = read_streams(connection)
-        full = self._check_room(streams, len(facts), size)
+        full = self._check_room(connection, streams, len(facts), size)
         if full is None:
             return streams
         giver = Giver(connection)
         for policy, stream in sorted({(self._policies.of(stream), stream) for stream, _ in facts}, key=_patience):
             while full is not None and giver.give_way(policy, stream, full.operations, full.bytes):
                 streams = read_streams(connection)
-                full = self._check_room(streams, len(facts), size)
+                full = self._check_room(connection, streams, len(facts), size)
         if full is not None:
-            REFUSED.inc(len(facts))
-            raise OverloadedError(
-                full.cause, remedy="restore the link to the cloud, or free disk space", code="queue_full"
-            )
+            raise _queue_full(full, len(facts))
         giver.tell()
         return streams
 
-    def _check_room(self, streams: dict[str, StreamRow], operations: int, size: int) -> _Full | None:
-        pending = sum(stream.pending for stream in streams.values())
-        used = sum(stream.bytes for stream in streams.values())
+    def _check_room(
+        self, connection: sqlite3.Connection, streams: dict[str, StreamRow], operations: int, size: int
+    ) -> _Full | None:
+        held, held_bytes = upload_rows.held(connection)
+        pending = held + sum(stream.pending for stream in streams.values())
+        used = held_bytes + sum(stream.bytes for stream in streams.values())
         over = pending + operations - self._limits.capacity_operations
         if over > 0:
             return _Full(f"{pending} operations wait, the queue takes {self._limits.capacity_operations}", over, 0)
@@ -199,6 +222,11 @@ class _Full:
     cause: str
     operations: int
     bytes: int
+
+
+def _queue_full(full: _Full, facts: int) -> OverloadedError:
+    REFUSED.inc(facts)
+    return OverloadedError(full.cause, remedy="restore the link to the cloud, or free disk space", code="queue_full")
 
 
 def _patience(entry: tuple[StreamPolicy, str]) -> tuple[int, str]:
@@ -221,7 +249,8 @@ def encode(fact: NewFact) -> tuple[str, bytes]:
     try:
         body = (
             f'"data_class":"{fact.data_class.value}","time":"{to_rfc3339(fact.time)}","boot_id":{_to_json(fact.boot_id)},'
-            f'"monotonic_ns":{fact.monotonic_ns:d},"value":{_to_json(fact.value)}}}'
+            f'"monotonic_ns":{fact.monotonic_ns:d},"value":{_to_json(fact.value)}'
+            + (f',"blob":"{fact.blob}"}}' if fact.blob else "}")
         ).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"the value of a fact is not JSON: {error}"[:200], remedy="give plain JSON") from None
@@ -258,6 +287,7 @@ def remove(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
         [(count, size + count * ROW_BYTES, count, stream) for stream, count, size in groups],
     )
     connection.execute("DELETE FROM operation WHERE id IN (SELECT value FROM json_each(?))", (given,))
+    upload_rows.forget_sent(connection)
 
 
 def _export(connection: sqlite3.Connection) -> None:

@@ -10,6 +10,7 @@ from prometheus_client import Counter
 
 from edge_agent.priority import RANKS, Priority
 from edge_agent.streams import LANES, LIVE, OnFull, StreamPolicy, bounds, lane_at, lane_of
+from edge_agent.uploads import rows as upload_rows
 from primespark.core.logging import get_logger
 
 # What a row costs beside its text; counted, so that small facts do not fill a disk that large ones would not.
@@ -89,6 +90,7 @@ class Giver:
             add_lost(self._connection, stream, seq, QUEUE_FULL, self._sent_lost)
             key = stream, lane_at(id_) // 2
             self._dropped[key] = self._dropped.get(key, 0) + 1
+        upload_rows.forget_sent(self._connection)
 
 
 def add_lost(connection: sqlite3.Connection, stream: str, seq: int, reason: str, last_sent: int) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from edge_agent.priority import Priority
 from edge_agent.schema import RESTORED_AT, read_meta, read_number
 from edge_agent.streams import LANES, bounds
+from edge_agent.uploads import rows as upload_rows
+from edge_agent.uploads.rows import UploadTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class QueueStatus:
     replayed_batches: int
     dead_letters: int
     cloud_restored_at: str | None
+    uploads: UploadTotals
     streams: dict[str, StreamState]
 
 
@@ -70,6 +73,7 @@ def read_status(connection: sqlite3.Connection) -> QueueStatus:
         replayed_batches=read_number(connection, "replayed_batches"),
         dead_letters=int(dead_letters),
         cloud_restored_at=read_meta(connection, RESTORED_AT),
+        uploads=upload_rows.totals(connection),
         streams={
             name: StreamState(last_seq, acknowledged_seq, lost, pending, list(Priority)[rank].value, bool(is_behind))
             for name, last_seq, acknowledged_seq, lost, pending, rank, is_behind in rows

@@ -97,8 +97,18 @@ _STAMPS = """
 CREATE TABLE early_stamp (id INTEGER PRIMARY KEY, hlc TEXT, seen TEXT, boot_id TEXT, monotonic_ns INTEGER)
 """
 
+# A blob that has to be at the cloud before the fact that names it goes. Until it is, `tail` is that fact; from then on
+# `operation` is its place in the queue, and 0 while it has none. The bytes are kept until the fact is acknowledged.
+_UPLOADS = """
+CREATE TABLE upload (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, sha256 TEXT NOT NULL, size INTEGER NOT NULL,
+    stream TEXT NOT NULL, tail BLOB NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+    operation INTEGER NOT NULL DEFAULT 0, is_there INTEGER NOT NULL DEFAULT 0
+)
+"""
+
 # What takes a file from each version to the next, the first from none. A version that was published never changes.
-STEPS = (_FIRST, _CONFLICTS, _CLOCK, _PRIORITIES, _READINGS, _COMMANDS, _STAMPS)
+STEPS = (_FIRST, _CONFLICTS, _CLOCK, _PRIORITIES, _READINGS, _COMMANDS, _STAMPS, _UPLOADS)
 VERSION = len(STEPS)
 # Name of a small value: when the cloud was found restored from a backup.
 RESTORED_AT = "cloud_restored_at"

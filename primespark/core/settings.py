@@ -101,6 +101,7 @@ class OfflineSettings(Section):
     capacity_operations: PositiveInt = 1_000_000
     capacity_bytes: PositiveInt = 1024 * 1024 * 1024
     minimum_free_disk_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    max_blob_bytes: PositiveInt = 256 * 1024 * 1024
     streams: Annotated[tuple[StreamSettings, ...], Field(max_length=64)] = ()
 
 

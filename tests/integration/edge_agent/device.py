@@ -54,6 +54,7 @@ class Device:
     engine: Exchange
     slots: Slots
     gate: GateClient
+    files: CredentialFiles
 
     async def enqueue(self, *numbers: int, stream: str = "telemetry") -> list[int]:
         """Facts with values `{"n": number}`."""
@@ -123,7 +124,7 @@ async def running_device(
         asyncio.create_task(commands.run()),
     ]
     try:
-        yield Device(folder, database, queue, documents, outgoing, engine, slots, gate)
+        yield Device(folder, database, queue, documents, outgoing, engine, slots, gate, files)
         for task in tasks:
             if task.done():
                 task.result()

@@ -202,7 +202,7 @@ def test_a_file_of_before_clocks_keeps_its_facts(tmp_path: Path) -> None:
     machine = Machine(path)
     (sent,) = asyncio.run(machine.send_all())
     assert json.loads(sent.model_dump_json(exclude={"seq", "stream"})) == {
-        "op": "append", "quality": None, **json.loads("{" + tail),
+        "op": "append", "quality": None, "blob": None, **json.loads("{" + tail),
     }  # fmt: skip
     with sqlite3.connect(path) as newer:
         assert newer.execute("PRAGMA user_version").fetchone() == (VERSION,)

@@ -261,7 +261,7 @@ async def test_time_and_boot_travel_as_given(database: Database) -> None:
     assert (request.epoch, request.batch_seq, request.replica_id) == (3, 1, "edge-1")
     assert record.model_dump(exclude={"time"}) == {
         "data_class": "labels", "op": "append", "stream": "labels", "seq": 1, "boot_id": "boot", "monotonic_ns": 77,
-        "quality": None, "value": {"grüße": [1, None]},
+        "quality": None, "blob": None, "value": {"grüße": [1, None]},
     }  # fmt: skip
     assert getattr(record, "time", None) == moment
 
