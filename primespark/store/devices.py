@@ -104,7 +104,8 @@ def authenticate(connection: Connection, key: str) -> str | None:
     if row is None:
         return None
     now = utc_now()
-    if row.last_seen_at is None or now - row.last_seen_at >= _SEEN_INTERVAL:
+    # Either way: a clock that was ahead for a while leaves a time to come.
+    if row.last_seen_at is None or abs(now - row.last_seen_at) >= _SEEN_INTERVAL:
         # A batch of the same device that is being applied holds the row: then somebody else notes it, later.
         free = select(device.c.device_id).where(device.c.key_sha256 == key_sha256).with_for_update(skip_locked=True)
         connection.execute(update(device).where(device.c.device_id.in_(free)).values(last_seen_at=now))

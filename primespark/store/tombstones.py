@@ -51,7 +51,8 @@ def pull(
             remedy="read from cursor 0, and drop what is not there",
             code="must_resync",
         )
-    if cursor != known.cursor and (known.cursor_at is None or now - known.cursor_at >= _CURSOR_INTERVAL):
+    # A clock that was ahead for a while leaves a time to come: what was noted then must not stand until that.
+    if cursor != known.cursor and (known.cursor_at is None or abs(now - known.cursor_at) >= _CURSOR_INTERVAL):
         # A batch of the same device that is being applied holds the row: then the next pull notes it.
         free = select(device.c.device_id).where(device.c.device_id == device_id).with_for_update(skip_locked=True)
         connection.execute(update(device).where(device.c.device_id.in_(free)).values(cursor=cursor, cursor_at=now))

@@ -153,6 +153,19 @@ def test_the_cursor_is_kept_now_and_then(engine: Engine) -> None:
     assert run(engine, kept) == [(1,)]
 
 
+def test_a_clock_that_was_ahead_for_a_while_freezes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = utc_now()
+    with engine.begin() as connection:
+        key = devices.rotate(connection, "edge-1")
+    for cursor, ahead in ((1, 60 * DAY), (2, timedelta(0)), (3, -60 * DAY), (4, timedelta(0))):
+        pull(engine, "edge-1", cursor, now + ahead)
+        monkeypatch.setattr(devices, "utc_now", lambda ahead=ahead: now + ahead)
+        with engine.begin() as connection:
+            assert devices.authenticate(connection, key) == "edge-1"
+        noted = "SELECT cursor, cursor_at, last_seen_at FROM sync.device WHERE device_id = 'edge-1'"
+        assert run(engine, noted) == [(cursor, now + ahead, now + ahead)]
+
+
 def deleted(engine: Engine, scope: str, days_ago: float) -> None:
     write(engine, scope, {"desired": {"n": 1}})
     write(engine, scope, {"desired": None})
