@@ -119,29 +119,10 @@ class Uploader:
     async def _send(self, upload: Upload) -> None:
         path = self._uploads.path(upload)
         blob = await asyncio.to_thread(_cut, path, upload)
-        for _ in range(_ROUNDS):
-            missing = set((await self._gate.name_chunks(blob)).missing)
-            if not missing:
-                await self._uploads.complete(upload)
-                if upload.operation:
-                    self._on_complete()
-                return
-            await self._send_chunks(blob, missing, path)
-        raise TransientError("the cloud asks for the same chunks again and again", code="blob_not_whole")
-
-    async def _send_chunks(self, blob: ChunkList, missing: set[str], path: Path) -> None:
-        for chunk, place in blob.places():
-            if chunk.sha256 not in missing:
-                continue
-            missing.discard(chunk.sha256)
-            data = await asyncio.to_thread(_read, path, place, chunk.size)
-            try:
-                await self._gate.send_chunk(chunk.sha256, data)
-            except ConflictError as error:
-                if error.code != "chunk_not_expected":
-                    raise
-                # It was finished or given up meanwhile: ask anew.
-                return
+        await send_blob(self._gate, blob, path)
+        await self._uploads.complete(upload)
+        if upload.operation:
+            self._on_complete()
 
     async def _pause_after(self, error: Exception) -> None:
         if not isinstance(error, PrimeSparkError):
@@ -151,6 +132,35 @@ class Uploader:
         log.info("upload_waits", code=error.code, cause=error.message)
         at_least_s = _NOT_KNOWN_PAUSE_S if isinstance(error, _NOT_KNOWN) else error.retry_after_s
         await self._backoff.pause(at_least_s)
+
+
+async def send_blob(gate: Gate, blob: ChunkList, path: Path) -> None:
+    """Send what the cloud lacks of the file at `path`, until it has all of it.
+
+    Raises:
+        PrimeSparkError: What the gate says, or that it cannot be reached.
+    """
+    for _ in range(_ROUNDS):
+        missing = set((await gate.name_chunks(blob)).missing)
+        if not missing:
+            return
+        await _send_chunks(gate, blob, missing, path)
+    raise TransientError("the cloud asks for the same chunks again and again", code="blob_not_whole")
+
+
+async def _send_chunks(gate: Gate, blob: ChunkList, missing: set[str], path: Path) -> None:
+    for chunk, place in blob.places():
+        if chunk.sha256 not in missing:
+            continue
+        missing.discard(chunk.sha256)
+        data = await asyncio.to_thread(_read, path, place, chunk.size)
+        try:
+            await gate.send_chunk(chunk.sha256, data)
+        except ConflictError as error:
+            if error.code != "chunk_not_expected":
+                raise
+            # It was finished or given up meanwhile: ask anew.
+            return
 
 
 def _cut(path: Path, upload: Upload) -> ChunkList:
