@@ -8,17 +8,21 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
+from primespark.core.paths import private_directory
 from primespark.embedded.ports import choose_port
-from primespark.store import database, documents
+from primespark.store import database, devices, documents
 from primespark.store.blobs import BlobStore
 from primespark.sync.chunks import MAX_CHUNK_BYTES, cut_bytes
 from tests.helpers import rounds, wait_until
+from tests.integration.edge_agent.test_process import running
 from tests.integration.store.builders import enrol
 
 KILLS = rounds(1, 5)
@@ -154,3 +158,55 @@ def test_an_upload_whose_cloud_is_killed_goes_on(cloud: CloudProcess, store_engi
         assert missing() == []
         assert client.get(f"/sync/v1/blobs/{cut.sha256}").content == data
     assert not moments
+
+
+@pytest.mark.prove
+def test_an_upload_whose_device_is_killed_goes_on(cloud: CloudProcess, store_engine: Engine, tmp_path: Path) -> None:
+    """The agent's own process: what was answered for with 201 arrives, its fact once, whatever was killed since."""
+    data, home = random.Random(13).randbytes(SIZE), tmp_path / "device"
+    settings = {
+        "PRIMESPARK_NETWORK__CLOUD_URL": cloud.url,
+        "PRIMESPARK_EDGE__TELEMETRY__INTERVAL_S": "3600",
+        # Slow enough for a kill to find some of the chunks there and others not.
+        "PRIMESPARK_SYNC__BANDWIDTH__BYTES_PER_S": "2000000",
+        "PRIMESPARK_SYNC__RETRY_MAX_S": "0.5",
+    }
+    folder = private_directory(home / "edge" / "edge-1")
+    with store_engine.begin() as connection:
+        (folder / "enrolment.token").write_text(devices.create_token(connection, 1, timedelta(hours=1)))
+    with running(home, **settings) as device:
+        wait_until(lambda: _is_up(device.url), 60)
+        key = {"Authorization": f"Bearer {(folder / 'local.key').read_text()}"}
+        answer = httpx2.post(f"{device.url}/api/v1/uploads?stream=clips", content=data, headers=key, timeout=30)
+        assert answer.status_code == 201, answer.text
+
+    def sent() -> int:
+        """Bytes of the chunks that the cloud has, of a blob that is not whole yet."""
+        with store_engine.begin() as connection:
+            if connection.execute(text("SELECT count(*) FROM sync.blob")).scalar_one():
+                return SIZE
+        return sum(path.stat().st_size for path in (tmp_path / "home" / "blobs").rglob("*") if path.is_file())
+
+    killed = 0
+    for number in range(1, KILLS + 1):
+        with running(home, **settings):
+            aim = SIZE * number // (KILLS + 2)
+            wait_until(lambda aim=aim: sent() > aim, 60)  # type: ignore[misc]
+            killed += sent() < SIZE
+    stored = "SELECT blob, seq FROM sync.fact WHERE stream = 'clips'"
+    with running(home, **settings):
+        wait_until(lambda: _rows(store_engine, stored), 60)
+    assert killed > 0
+    assert _rows(store_engine, stored) == [(cut_bytes(data).sha256, 1)]
+    assert BlobStore(tmp_path / "home" / "blobs").get(cut_bytes(data).sha256) == data
+
+
+def _rows(engine: Engine, query: str) -> list[tuple[Any, ...]]:
+    with engine.begin() as connection:
+        return [tuple(row) for row in connection.execute(text(query))]
+
+
+def _is_up(url: str) -> bool:
+    with contextlib.suppress(httpx2.HTTPError):
+        return httpx2.get(f"{url}/livez", timeout=2).status_code == 200
+    return False
