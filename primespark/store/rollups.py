@@ -14,9 +14,10 @@ _TAKE_MARKS = text(
     "DELETE FROM metrics.dirty WHERE bucket >= :start AND bucket < :end RETURNING series_id, bucket"
 )  # fmt: skip
 _GIVEN = "unnest(CAST(:series AS bigint[]), CAST(:buckets AS timestamptz[])) AS given(series_id, bucket)"
+# Laterally, so that each hour is looked up by the index: of many hours the planner would rather read everything.
 _SAMPLES = (
-    f"{_GIVEN} JOIN metrics.sample USING (series_id)"
-    " WHERE time >= given.bucket AND time < given.bucket + interval '1 hour' AND value IS NOT NULL"
+    "metrics.sample WHERE series_id = given.series_id AND value IS NOT NULL"
+    " AND time >= given.bucket AND time < given.bucket + interval '1 hour'"
 )
 _KEEP = (
     " ON CONFLICT (series_id, bucket) DO UPDATE SET (n, sum, m2, min, max, first, last)"
@@ -24,15 +25,17 @@ _KEEP = (
 )
 _HOURS = text(
     "INSERT INTO metrics.rollup_1h (series_id, bucket, n, sum, m2, min, max, first, last)"
-    " SELECT series_id, given.bucket, count(value), sum(value), regr_sxx(value, value), min(value), max(value),"
+    f" SELECT given.series_id, given.bucket, hour.* FROM {_GIVEN} CROSS JOIN LATERAL ("
+    " SELECT count(value), sum(value), regr_sxx(value, value), min(value), max(value),"
     " (array_agg(value ORDER BY time, seq))[1], (array_agg(value ORDER BY time DESC, seq DESC))[1]"
-    f" FROM {_SAMPLES} GROUP BY series_id, given.bucket {_KEEP}"
+    f" FROM {_SAMPLES} HAVING count(value) > 0) AS hour {_KEEP}"
 )
 _HISTOGRAMS = text(
     "INSERT INTO metrics.rollup_histogram (series_id, bucket, bins, counts)"
-    " SELECT series_id, bucket, array_agg(bin ORDER BY bin), array_agg(n ORDER BY bin) FROM ("
-    " SELECT series_id, given.bucket, metrics.log_bin(value) AS bin, count(*) AS n"
-    f" FROM {_SAMPLES} GROUP BY 1, 2, 3) AS binned GROUP BY series_id, bucket"
+    f" SELECT given.series_id, given.bucket, hour.* FROM {_GIVEN} CROSS JOIN LATERAL ("
+    " SELECT array_agg(bin ORDER BY bin), array_agg(n ORDER BY bin) FROM ("
+    f" SELECT metrics.log_bin(value) AS bin, count(*) AS n FROM {_SAMPLES} GROUP BY 1) AS binned"
+    " HAVING count(*) > 0) AS hour"
     " ON CONFLICT (series_id, bucket) DO UPDATE SET (bins, counts) = (excluded.bins, excluded.counts)"
 )
 # Each hour's own spread, and that of its mean about the mean of the day (Chan, Golub, LeVeque 1983).
