@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.slots import download
@@ -253,6 +253,7 @@ def test_of_a_new_version_only_what_differs_comes(
 ) -> None:
     old, places = version
     new = edited(old, places)
+    assume(new != old)  # one byte may be what it was
     sha256, link = sha256_hex(new), Link(new, cuts, knows_ranges=knows_ranges, piece=10_000)
     link.told = cut_bytes(new)
     known = {chunk.sha256 for chunk in cut_bytes(old).chunks}
