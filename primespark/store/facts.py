@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from primespark.core.values import LARGEST_NUMBER, check_text, check_time, storable_parsed_json
 from primespark.errors import InvalidInputError
 from primespark.store.labels import Label
-from primespark.store.samples import Sample, check
+from primespark.store.samples import Sample, check_storable
 from primespark.sync.records import CommandResult, DataClass, Fact
 
 MAX_MEASUREMENTS_PER_FACT = 100
@@ -127,7 +127,7 @@ def _metric(device_id: str, fact: Fact) -> Sample:
     if not isinstance(labels, dict) or not all(isinstance(text, str) for text in labels.values()):
         raise _bad_metric()
     sample = Sample(name, device_id, source, labels, fact.time, fact.seq, number)
-    check(sample)
+    check_storable(sample)
     return sample
 
 

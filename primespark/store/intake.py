@@ -101,7 +101,8 @@ class Intake:
             self._note_lost(fact.stream, fact.seq, fact.seq, _REJECTED + error.code)
             return
         self._facts.append((fact, value))
-        self._samples.extend(measured)
+        # A clock that was never set may be years ahead: the fact is kept, and no measurement of a time to come.
+        self._samples.extend(sample for sample in measured if not samples.is_ahead(sample))
 
     def _take_lost(self, index: int, record: Lost) -> None:
         first = max(record.seq_from, self.watermarks.get(record.stream, 0) + 1)

@@ -113,6 +113,7 @@ def insert(connection: Connection, rows: Sequence[Sample]) -> Inserted:
     for index, row in enumerate(rows):
         try:
             _check_value(row)
+            _check_time(row)
             keys.append(_key(row))
             if keys[-1] not in known:
                 _check_names(keys[-1])
@@ -160,8 +161,23 @@ def check(sample: Sample) -> None:
     Raises:
         InvalidInputError: It says what is wrong.
     """
+    check_storable(sample)
+    _check_time(sample)
+
+
+def check_storable(sample: Sample) -> None:
+    """`check`, whatever its time: a device that never learned the time may be years ahead.
+
+    Raises:
+        InvalidInputError: It says what is wrong.
+    """
     _check_value(sample)
     _check_names(_key(sample))
+
+
+def is_ahead(sample: Sample) -> bool:
+    """Whether its time is further ahead than anything is stored of."""
+    return sample.time > utc_now() + MOST_AHEAD
 
 
 def _check_value(sample: Sample) -> None:
@@ -175,7 +191,10 @@ def _check_value(sample: Sample) -> None:
     if sample.quality is not None:
         check_text(sample.quality)
     check_time(sample.time)
-    if sample.time > utc_now() + MOST_AHEAD:
+
+
+def _check_time(sample: Sample) -> None:
+    if is_ahead(sample):
         raise InvalidInputError(
             f"a time more than {MOST_AHEAD.days} days ahead", remedy="set the clock", code="time_ahead"
         )

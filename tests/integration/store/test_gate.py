@@ -56,6 +56,18 @@ def test_a_batch_is_stored_with_its_samples_marks_and_log(engine: Engine) -> Non
     ]
 
 
+def test_a_fact_of_years_to_come_is_kept_without_a_sample(engine: Engine) -> None:
+    ahead = datetime(2093, 3, 1, tzinfo=UTC)
+    metric = {"name": "watts", "value": 1.0}
+    records = [fact(1), fact(2, time=ahead), fact(3), fact(1, metric, "metrics", time=ahead)]
+    with engine.begin() as connection:
+        assert push(connection, batch(1, records)).results == []
+    assert rows(engine, "SELECT stream, seq FROM sync.fact ORDER BY stream, seq") == [
+        ("metrics", 1), ("telemetry", 1), ("telemetry", 2), ("telemetry", 3),
+    ]  # fmt: skip
+    assert rows(engine, "SELECT seq FROM metrics.sample ORDER BY seq") == [(1,), (3,)]
+
+
 def test_the_same_batch_gets_the_same_answer(engine: Engine) -> None:
     request = batch(1, [fact(1), fact(1), fact(2, {"x": float("nan")})])
     with engine.begin() as connection:
