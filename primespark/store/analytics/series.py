@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -31,13 +31,6 @@ class Series:
     times: array[int] = field(default_factory=_times)
     columns: list[array[float]] = field(default_factory=list)
 
-    @classmethod
-    def of_points(cls, group: Group, points: Sequence[tuple[datetime, Sequence[float | None]]]) -> Series:
-        """A series of `points`, which are in order."""
-        width = len(points[0][1]) if points else 0
-        columns = [array("d", (_or_nan(values[at]) for _, values in points)) for at in range(width)]
-        return cls(group, array("q", (to_microseconds(moment) for moment, _ in points)), columns)
-
     def points(self) -> Iterator[tuple[datetime, list[float | None]]]:
         """Each point's time and values."""
         for at, moment in enumerate(self.times):
@@ -60,7 +53,3 @@ def to_microseconds(moment: datetime) -> int:
 def to_datetime(microseconds: int) -> datetime:
     """The moment so many microseconds after 1970."""
     return _EPOCH + timedelta(microseconds=microseconds)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value

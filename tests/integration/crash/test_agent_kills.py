@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ from primespark.embedded.ports import choose_port
 from tests.helpers import rounds, wait_until
 from tests.integration.crash.doom import REACHED, Program, read_notes
 from tests.integration.crash.doomed_agent import Point, surround
+from tests.integration.edge_agent.conftest import gate, served_gate
 from tests.integration.edge_agent.device import running_device
-from tests.integration.edge_agent.gate import TOKEN, GateOracle, RunningGate, serve_gate
+from tests.integration.edge_agent.gate import TOKEN, RunningGate
 from tests.integration.edge_agent.test_process import environment
 
+__all__ = ["gate", "served_gate"]
 # Points at which the disk holds a batch that the cloud did not confirm, and at which the cloud has applied it.
 UNDER_WAY = {
     Point.BATCH_COMMITTED,
@@ -38,18 +39,6 @@ SETTINGS = {
     "PRIMESPARK_SYNC__RETRY_BASE_S": "0.05",
     "PRIMESPARK_SYNC__RETRY_MAX_S": "0.2",
 }
-
-
-@pytest.fixture(scope="module")
-def served_gate() -> Iterator[RunningGate]:
-    with serve_gate() as gate:
-        yield gate
-
-
-@pytest.fixture
-def gate(served_gate: RunningGate) -> RunningGate:
-    served_gate.oracle = GateOracle()
-    return served_gate
 
 
 class Doomed:

@@ -12,11 +12,12 @@ from primespark.errors import InvalidInputError
 from primespark.store.analytics.fill import Fill, filled
 from primespark.store.analytics.pages import page
 from primespark.store.analytics.queries import group_key
-from primespark.store.analytics.series import Series, to_microseconds
+from primespark.store.analytics.series import to_microseconds
+from tests.series import series_of
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 STARTS = [T0 + timedelta(hours=hour) for hour in range(6)]
-SERIES = Series.of_points({}, [(STARTS[1], [1.0, None]), (STARTS[4], [4.0, 2.0])])
+SERIES = series_of({}, [(STARTS[1], [1.0, None]), (STARTS[4], [4.0, 2.0])])
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_pages_together_are_the_answer(
 ) -> None:
     answer = sorted(
         (
-            Series.of_points({"a": a, "b": b}, [(T0 + timedelta(seconds=n), [float(n)]) for n in sorted(numbers)])
+            series_of({"a": a, "b": b}, [(T0 + timedelta(seconds=n), [float(n)]) for n in sorted(numbers)])
             for (a, b), numbers in groups.items()
         ),
         key=group_key,
@@ -74,5 +75,5 @@ def test_pages_together_are_the_answer(
 )
 def test_what_is_no_cursor_is_refused(cursor: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
-        page([Series.of_points({}, [(T0, [1.0])])], 1, cursor)
+        page([series_of({}, [(T0, [1.0])])], 1, cursor)
     assert caught.value.code == "bad_cursor"

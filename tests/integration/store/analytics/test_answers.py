@@ -26,9 +26,9 @@ from primespark.store.analytics.cache import AnswerCache, NoCache, RedisCache, k
 from primespark.store.analytics.plan import plan
 from primespark.store.analytics.queries import Answer, Query
 from primespark.store.analytics.selection import Filter, Op
-from primespark.store.analytics.series import Series
 from primespark.store.samples import Sample
 from tests.helpers import rounds
+from tests.series import series_of
 from tests.valkey import Valkey, running_valkey
 
 T0 = datetime(2026, 3, 27, tzinfo=UTC)
@@ -215,7 +215,7 @@ def test_what_is_kept_comes_back_as_it_was_or_not_at_all(valkey: Valkey, cache: 
 )
 def test_packed_series_are_read_as_they_were_and_nothing_else_is(parts: list[Any], other: bytes) -> None:
     series = [
-        Series.of_points(group, [(T0 + timedelta(seconds=n), [float(n), None]) for n in range(count)])
+        series_of(group, [(T0 + timedelta(seconds=n), [float(n), None]) for n in range(count)])
         for group, count in parts
     ]
     packed = pack(series, {"a": 1})

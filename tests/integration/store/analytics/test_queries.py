@@ -23,9 +23,9 @@ from primespark.store.analytics.buckets import Unit, of_seconds, of_unit
 from primespark.store.analytics.fill import Fill
 from primespark.store.analytics.queries import Answer, Query
 from primespark.store.analytics.selection import Filter, Op
-from primespark.store.analytics.series import Series
 from primespark.store.samples import Sample
 from tests.helpers import rounds
+from tests.series import series_of
 
 # Five days around the change of the clock in Berlin.
 T0 = datetime(2026, 3, 27, tzinfo=UTC)
@@ -258,7 +258,7 @@ def test_names_and_labels_are_only_ever_compared(store_engine: Engine, name: str
     query = replace(query, filters=[Filter(f"labels.{name}", Op.EQUAL, name), Filter("source", Op.IN, [name, "x"])])
     with store_engine.begin() as connection:
         answer = queries.run(connection, query)
-    assert answer.series == [Series.of_points({f"labels.{name}": name, "source": name}, [(T0, [1.0])])]
+    assert answer.series == [series_of({f"labels.{name}": name, "source": name}, [(T0, [1.0])])]
 
 
 def test_an_answer_is_of_one_moment(store_engine: Engine) -> None:
