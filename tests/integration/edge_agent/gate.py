@@ -285,7 +285,9 @@ def serve_gate() -> Iterator[RunningGate]:
 
 @contextmanager
 def serve_on_thread(app: ASGIApp, listener: socket.socket, lifespan: Literal["on", "off"] = "off") -> Iterator[None]:
-    """Serve an application on a bound socket, on a thread."""
+    """Serve an application on a bound socket, on a thread; who connects before it is up waits for it."""
+    # uvicorn listens only once its loop runs; a socket that is bound and does not listen refuses.
+    listener.listen()
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, lifespan=lifespan)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
