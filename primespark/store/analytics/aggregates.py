@@ -16,9 +16,7 @@ from sqlalchemy import Connection, text
 from primespark.store.analytics.buckets import ORIGIN
 from primespark.store.analytics.plan import DAY, HOUR, Plan, Span, floor
 from primespark.store.analytics.selection import Selection
-
-# Number of the group, beginning of the bucket in microseconds since 1970, values.
-Row = tuple[Any, ...]
+from primespark.store.analytics.series import Series
 
 
 class Aggregation(StrEnum):
@@ -40,7 +38,7 @@ _VALUES = {
     Aggregation.AVG: "metrics.ratio(sum, n)",
     Aggregation.MIN: "min",
     Aggregation.MAX: "max",
-    Aggregation.COUNT: "CAST(n AS bigint)",
+    Aggregation.COUNT: "CAST(n AS float8)",
     Aggregation.STDDEV: "CASE WHEN n > 1 THEN sqrt(metrics.ratio(m2, n - 1)) END",
     Aggregation.VARIANCE: "CASE WHEN n > 1 THEN metrics.ratio(m2, n - 1) END",
 }
@@ -61,7 +59,7 @@ class Reading:
         starts: When each bucket begins; None for even ones.
         width: Of even buckets; None: see `starts`.
         stale: Hours of series, that the plan takes from rollups, with samples no rollup has seen.
-        limit: Most rows.
+        limit: Most points.
     """
 
     selection: Selection
@@ -110,8 +108,8 @@ def stale_hours(connection: Connection, selection: Selection, plan: Plan) -> lis
     return sorted((row.series_id, row.bucket) for row in rows if _is_in(row.bucket, spans))
 
 
-def moments(connection: Connection, reading: Reading, aggregations: Sequence[Aggregation]) -> list[Row]:
-    """Group, bucket and the value of each of `aggregations`, of all but percentiles, by group and bucket."""
+def moments(connection: Connection, reading: Reading, aggregations: Sequence[Aggregation]) -> list[Series]:
+    """A column of each of `aggregations`, of all but percentiles; NaN where there is no value."""
     with_spread = not _OF_SPREAD.isdisjoint(aggregations)
     parts = _moment_parts(reading, with_spread)
     merged = " UNION ALL ".join(parts)
@@ -134,8 +132,8 @@ def moments(connection: Connection, reading: Reading, aggregations: Sequence[Agg
     return _run(connection, reading, f"SELECT g, b, {values} FROM ({merged}) AS merged", len(aggregations))
 
 
-def exact_percentile(connection: Connection, reading: Reading, percentile: float) -> list[Row]:
-    """Group, bucket and percentile from the samples, interpolated as `percentile_cont` does."""
+def exact_percentile(connection: Connection, reading: Reading, percentile: float) -> list[Series]:
+    """The percentile from the samples, interpolated as `percentile_cont` does."""
     return _run(
         connection,
         reading,
@@ -145,8 +143,8 @@ def exact_percentile(connection: Connection, reading: Reading, percentile: float
     )
 
 
-def histogram_percentile(connection: Connection, reading: Reading, percentile: float) -> list[Row]:
-    """Group, bucket and percentile within 1 % from the histograms of whole hours, and the samples of the rest."""
+def histogram_percentile(connection: Connection, reading: Reading, percentile: float) -> list[Series]:
+    """The percentile within 1 % from the histograms of whole hours, and the samples of the rest."""
     parts = [
         f"SELECT c.g, {reading.bucket('r.bucket')} AS b, binned.bin, binned.n FROM chosen c"
         f" JOIN {_spans('hours')} ON true JOIN metrics.rollup_histogram r ON r.series_id = c.series_id"
@@ -250,13 +248,20 @@ def _fresh(reading: Reading) -> str:
     )
 
 
-def _run(connection: Connection, reading: Reading, query: str, count: int = 1, **parameters: Any) -> list[Row]:
-    values = ", ".join(f"value_{number}" for number in range(count))
+def _run(connection: Connection, reading: Reading, query: str, count: int = 1, **parameters: Any) -> list[Series]:
+    """The series of each group with points, in order of their numbers.
+
+    A column travels as the bytes of its numbers: tens of thousands of them are neither written out nor read as text.
+    """
+    values = [f"value_{number}" for number in range(count)]
+    columns = ", ".join(f"string_agg(float8send(coalesce({value}, 'NaN')), '' ORDER BY b)" for value in values)
     statement = text(
-        f"{_CHOSEN} SELECT g, CAST(extract(epoch FROM b) * 1000000 AS bigint), {values}"
-        f" FROM ({query}) AS found(g, b, {values}) ORDER BY g, b LIMIT :limit"
+        f"{_CHOSEN} SELECT g, string_agg(timestamptz_send(b), '' ORDER BY b), {columns} FROM ("
+        f"SELECT * FROM ({query}) AS found(g, b, {', '.join(values)}) ORDER BY g, b LIMIT :limit"
+        ") AS found GROUP BY g ORDER BY g"
     )
-    return [tuple(row) for row in connection.execute(statement, reading.parameters() | parameters)]
+    rows = connection.execute(statement, reading.parameters() | parameters)
+    return [Series.of_bytes(reading.selection.groups[group], *packed) for group, *packed in rows]
 
 
 def _is_in(moment: datetime, spans: Sequence[Span]) -> bool:

@@ -34,15 +34,28 @@ class Plan:
     raw: list[Span] = field(default_factory=list)
 
 
-def plan(start: datetime, end: datetime, starts: Sequence[datetime] | None) -> Plan:
-    """Read as little as possible for buckets that begin at `starts`, in order; None: somewhere in every hour."""
-    cuts = [] if starts is None else starts[bisect_right(starts, start) :]
-    if starts is None or len(cuts) > (end - start) / HOUR:
+def plan(start: datetime, end: datetime, starts: Sequence[datetime]) -> Plan:
+    """Read as little as possible for buckets that begin at `starts`, in order."""
+    cuts = starts[bisect_right(starts, start) :]
+    if len(cuts) > (end - start) / HOUR:
         # Every hour is cut, or as good as every.
         return Plan(raw=[(start, end)])
+    return _plan(start, end, cuts, with_days=len(cuts) <= (end - start) / DAY)
+
+
+def plan_even(start: datetime, end: datetime, width: timedelta) -> Plan | None:
+    """`plan` for buckets of one width counted from a midnight; None where it takes a look at each of them."""
+    if width < HOUR:
+        return Plan(raw=[(start, end)])
+    if width % DAY and DAY % width:
+        return None
+    return None if width % HOUR else _plan(start, end, [], with_days=not width % DAY)
+
+
+def _plan(start: datetime, end: datetime, cuts: Sequence[datetime], *, with_days: bool) -> Plan:
     hours = _whole(start, end, cuts, HOUR)
     raw = _without(start, end, hours)
-    if len(cuts) > (end - start) / DAY:
+    if not with_days:
         return Plan(hours=hours, raw=raw)
     days = [span for start, end in hours for span in _whole(start, end, _between(cuts, start, end), DAY)]
     return Plan(days, [span for hour in hours for span in _without(*hour, days)], raw)

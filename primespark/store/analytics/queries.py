@@ -7,13 +7,9 @@ or the samples are few.
 
 from __future__ import annotations
 
-import math
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -24,13 +20,19 @@ from primespark.store.analytics import aggregates
 from primespark.store.analytics.aggregates import Aggregation, Reading
 from primespark.store.analytics.buckets import Granularity, too_many_points
 from primespark.store.analytics.fill import Fill, filled
-from primespark.store.analytics.plan import HOUR, Plan, plan
+from primespark.store.analytics.plan import Plan, plan, plan_even
 from primespark.store.analytics.selection import Filter, Selection, select_series
 from primespark.store.analytics.series import Series, to_microseconds
 
 MAX_POINTS = 50_000
 # Of so few samples a percentile is exact without being asked to: reading them takes some milliseconds.
 FEW_SAMPLES = 10_000
+
+_BEGIN = text(
+    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
+    # Before anything is seen: what is seen then stays until the answer is read, see `retention.drop_parts`.
+    " LOCK TABLE metrics.part IN ACCESS SHARE MODE"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +109,9 @@ def prepare(connection: Connection, query: Query, *, max_points: int = MAX_POINT
         InvalidInputError: It says what is wrong with the question.
     """
     _check(query)
-    connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-    # Before anything is seen: what is seen then stays until the answer is read, see `retention.drop_parts`.
-    connection.execute(text("LOCK TABLE metrics.part IN ACCESS SHARE MODE"))
+    connection.execute(_BEGIN)
     selection = select_series(connection, query.metrics, query.filters, query.group_by)
-    starts = _starts(query, max_points)
-    return Prepared(query, selection, starts, plan(query.start, query.end, starts), max_points)
+    return Prepared(query, selection, *_buckets(query, max_points), max_points)
 
 
 def work_out(connection: Connection, prepared: Prepared) -> Answer:
@@ -129,24 +128,26 @@ def work_out(connection: Connection, prepared: Prepared) -> Answer:
         prepared.max_points + 1,
     )  # fmt: skip
     _check_age(reading.plan, prepared.selection)
-    rows, is_exact = _rows(connection, query, reading)
-    if len(rows) > prepared.max_points:
+    found, is_exact = _found(connection, query, reading)
+    if sum(len(series.times) for series in found) > prepared.max_points:
         raise too_many_points(prepared.max_points)
-    return Answer(_series(prepared, rows), prepared.plan, len(stale), is_exact)
+    return Answer(_in_order(prepared, found), prepared.plan, len(stale), is_exact)
 
 
-def _rows(connection: Connection, query: Query, reading: Reading) -> tuple[list[aggregates.Row], bool]:
-    """Group, bucket and values, by group and bucket, and whether percentiles are those of the samples."""
+def _found(connection: Connection, query: Query, reading: Reading) -> tuple[list[Series], bool]:
+    """Each group's points, and whether percentiles are those of the samples."""
     others = [aggregation for aggregation in query.aggregations if aggregation is not Aggregation.PERCENTILE]
-    rows = aggregates.moments(connection, reading, others) if others else []
+    found = aggregates.moments(connection, reading, others) if others else []
     if len(others) == len(query.aggregations):
-        return rows, True
+        return found, True
     percentiles, is_exact = _percentiles(connection, query, reading)
     if not others:
         return percentiles, is_exact
-    # Both are of the same samples, so they have the same buckets.
-    at = 2 + query.aggregations.index(Aggregation.PERCENTILE)
-    return [(*row[:at], given[2], *row[at:]) for row, given in zip(rows, percentiles, strict=True)], is_exact
+    at = query.aggregations.index(Aggregation.PERCENTILE)
+    # Both are of the same samples, so they have the same groups and buckets.
+    for series, of_percentile in zip(found, percentiles, strict=True):
+        series.columns[at:at] = of_percentile.columns
+    return found, is_exact
 
 
 def _check_age(plan: Plan, selection: Selection) -> None:
@@ -177,17 +178,18 @@ def _check(query: Query) -> None:
         )
 
 
-def _starts(query: Query, max_points: int) -> list[datetime] | None:
-    """Where buckets begin; None where nobody needs to know, since they are so short that none is read from a rollup."""
-    if query.granularity is None:
-        return [query.start]
-    width = query.granularity.width
-    if query.fill is Fill.NONE and query.granularity.is_even and width is not None and width < HOUR:
-        return None
-    return query.granularity.starts(query.start, query.end, max_points)
+def _buckets(query: Query, max_points: int) -> tuple[list[datetime] | None, Plan]:
+    """Where buckets begin, None where nobody needs to know, and what is to be read."""
+    granularity = query.granularity
+    if query.fill is Fill.NONE and granularity and granularity.is_even and granularity.width:
+        even = plan_even(query.start, query.end, granularity.width)
+        if even is not None:
+            return None, even
+    starts = granularity.starts(query.start, query.end, max_points) if granularity else [query.start]
+    return starts, plan(query.start, query.end, starts)
 
 
-def _percentiles(connection: Connection, query: Query, reading: Reading) -> tuple[list[aggregates.Row], bool]:
+def _percentiles(connection: Connection, query: Query, reading: Reading) -> tuple[list[Series], bool]:
     """The percentiles, and whether they are those of the samples."""
     given = query.percentile or 0.0
     if given in (0, 100):
@@ -206,15 +208,12 @@ def _percentiles(connection: Connection, query: Query, reading: Reading) -> tupl
 
 def _count(connection: Connection, query: Query, reading: Reading) -> int:
     in_one_bucket = replace(reading, starts=[query.start], width=None)
-    return sum(int(row[2]) for row in aggregates.moments(connection, in_one_bucket, [Aggregation.COUNT]))
+    counts = aggregates.moments(connection, in_one_bucket, [Aggregation.COUNT])
+    return int(sum(series.columns[0][0] for series in counts))
 
 
-def _series(prepared: Prepared, rows: Sequence[aggregates.Row]) -> list[Series]:
-    found = []
-    for group, of_group in groupby(rows, key=itemgetter(0)):
-        _, times, *columns = zip(*of_group, strict=True)
-        values = [array("d", (math.nan if value is None else value for value in column)) for column in columns]
-        found.append(Series(prepared.selection.groups[group], array("q", times), values))
+def _in_order(prepared: Prepared, found: list[Series]) -> list[Series]:
+    """The series as they are answered, filled, by their groups."""
     fill = prepared.query.fill
     if fill is not Fill.NONE and prepared.starts is not None:
         if len(found) * len(prepared.starts) > prepared.max_points:

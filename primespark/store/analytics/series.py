@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_TO_2000 = (datetime(2000, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 Group = dict[str, str | None]
 
 
@@ -30,6 +32,13 @@ class Series:
     group: Group
     times: array[int] = field(default_factory=_times)
     columns: list[array[float]] = field(default_factory=list)
+
+    @classmethod
+    def of_bytes(cls, group: Group, times: bytes, *columns: bytes) -> Series:
+        """Of what PostgreSQL sends in binary: microseconds since 2000, and numbers, of eight bytes each."""
+        since_2000 = struct.unpack(f">{len(times) // 8}q", times)
+        values = [array("d", struct.unpack(f">{len(column) // 8}d", column)) for column in columns]
+        return cls(group, array("q", (moment + _TO_2000 for moment in since_2000)), values)
 
     def points(self) -> Iterator[tuple[datetime, list[float | None]]]:
         """Each point's time and values."""

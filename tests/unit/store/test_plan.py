@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from primespark.store.analytics.buckets import Granularity, Unit, of_seconds, of_unit
-from primespark.store.analytics.plan import DAY, HOUR, Plan, plan
+from primespark.store.analytics.plan import DAY, HOUR, Plan, plan, plan_even
 
 T0 = datetime(2026, 3, 27, tzinfo=UTC)
 zones = st.sampled_from(["Asia/Kolkata", "Europe/Berlin"]).map(ZoneInfo)
@@ -19,7 +20,7 @@ granularities = st.one_of(
     st.builds(
         of_unit, st.sampled_from(list(Unit)[1:]), st.sampled_from(["Asia/Kolkata", "Europe/Berlin"]).map(ZoneInfo)
     ),
-    st.sampled_from([600, 5400, 7200, 90_000, 3 * 86_400]).map(of_seconds),
+    st.sampled_from([600, 5400, 7200, 18_000, 90_000, 3 * 86_400]).map(of_seconds),
 )
 
 
@@ -30,7 +31,12 @@ def test_every_moment_is_read_once_and_no_bucket_begins_within_a_rollups_row(
     start = T0 + timedelta(seconds=offset)
     end = start + timedelta(seconds=length)
     starts = granularity.starts(start, end, 10**6)
-    found = plan(start, end, starts)
+    even = plan_even(start, end, granularity.width) if granularity.is_even and granularity.width else None
+    for found in [plan(start, end, starts), *([] if even is None else [even])]:
+        _check(found, start, end, starts)
+
+
+def _check(found: Plan, start: datetime, end: datetime, starts: Sequence[datetime]) -> None:
     spans = sorted(found.days + found.hours + found.raw)
     assert spans[0][0] == start
     assert spans[-1][1] == end
@@ -45,7 +51,8 @@ def test_every_moment_is_read_once_and_no_bucket_begins_within_a_rollups_row(
 
 def test_thirty_days_by_hour_read_no_sample() -> None:
     start, end = T0, T0 + timedelta(days=30)
-    assert plan(start, end, of_unit(Unit.HOUR).starts(start, end, 10**6)) == Plan(hours=[(start, end)])
+    read = Plan(hours=[(start, end)])
+    assert plan(start, end, of_unit(Unit.HOUR).starts(start, end, 10**6)) == plan_even(start, end, HOUR) == read
 
 
 def test_a_year_by_month_reads_days() -> None:

@@ -23,7 +23,7 @@ from primespark.store.analytics.aggregates import Aggregation
 from primespark.store.analytics.answers import Answers, SingleFlight
 from primespark.store.analytics.buckets import Unit, of_unit
 from primespark.store.analytics.cache import AnswerCache, NoCache, RedisCache, key_of, pack, unpack
-from primespark.store.analytics.plan import plan
+from primespark.store.analytics.plan import Plan
 from primespark.store.analytics.queries import Answer, Query
 from primespark.store.analytics.selection import Filter, Op
 from primespark.store.samples import Sample
@@ -161,7 +161,7 @@ def test_a_server_that_fails_costs_time_only(store_engine: Engine, what: str) ->
 
 def test_threads_that_ask_the_same_wait_for_one() -> None:
     flights, begun, go, calls = SingleFlight(), threading.Event(), threading.Event(), []
-    answer = Answer([], plan(T0, T0 + DAY, None), 0, is_exact=True)
+    answer = Answer([], Plan(raw=[(T0, T0 + DAY)]), 0, is_exact=True)
 
     def work() -> Answer:
         calls.append(1)
@@ -180,7 +180,7 @@ def test_threads_that_ask_the_same_wait_for_one() -> None:
 
 def test_who_waited_for_one_that_failed_works_it_out_himself() -> None:
     flights, begun, go = SingleFlight(), threading.Event(), threading.Event()
-    answer = Answer([], plan(T0, T0 + DAY, None), 0, is_exact=True)
+    answer = Answer([], Plan(raw=[(T0, T0 + DAY)]), 0, is_exact=True)
 
     def fail() -> Answer:
         begun.set()

@@ -213,7 +213,7 @@ def test_a_query_is_bounded(store_engine: Engine) -> None:
     for changed in (
         replace(query, end=T0 + timedelta(hours=1)),
         replace(query, end=T0 + timedelta(hours=1), fill=Fill.ZERO),
-        replace(query, start=T0 - timedelta(days=20_000), granularity=of_unit(Unit.DAY)),
+        replace(query, start=T0 - timedelta(days=20_000), granularity=of_unit(Unit.MONTH)),
     ):
         with pytest.raises(InvalidInputError) as caught, store_engine.begin() as connection:
             queries.run(connection, changed, max_points=2)
