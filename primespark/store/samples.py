@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -108,12 +108,13 @@ def insert(connection: Connection, rows: Sequence[Sample]) -> Inserted:
     """
     if not rows:
         return Inserted(0, 0)
+    latest = _latest()
     keys: list[_SeriesKey] = []
     known: set[_SeriesKey] = set()
     for index, row in enumerate(rows):
         try:
             _check_value(row)
-            _check_time(row)
+            _check_time(row, latest)
             keys.append(_key(row))
             if keys[-1] not in known:
                 _check_names(keys[-1])
@@ -127,12 +128,7 @@ def insert(connection: Connection, rows: Sequence[Sample]) -> Inserted:
         series_id, retention_class = series[key]
         by_class.setdefault(retention_class, []).append((series_id, row))
     # All parts first: who waits to make one must hold no rows that another waits for.
-    kept_from = {
-        name: connection.execute(
-            _PREPARE, {"class": name, "times": arrays.moments([row.time for _, row in of_class])}
-        ).scalar_one()
-        for name, of_class in sorted(by_class.items())
-    }  # fmt: skip
+    kept_from = {name: _make_parts(connection, name, of_class) for name, of_class in sorted(by_class.items())}
     inserted = beyond = 0
     for name, of_class in sorted(by_class.items()):
         kept = [entry for entry in of_class if entry[1].time >= kept_from[name]]
@@ -143,13 +139,22 @@ def insert(connection: Connection, rows: Sequence[Sample]) -> Inserted:
     return Inserted(inserted, len(rows) - inserted - beyond, beyond)
 
 
+def _make_parts(connection: Connection, name: str, rows: Sequence[tuple[int, Sample]]) -> datetime:
+    """Make the parts for rows of one retention class; samples from before the answer are no longer kept."""
+    days = {row.time.astimezone(UTC).date() for _, row in rows}
+    # Of a day whose samples are kept in part, its last moment is.
+    given = arrays.moments(datetime.combine(day, time.max, UTC) for day in days)
+    kept_from: datetime = connection.execute(_PREPARE, {"class": name, "times": given}).scalar_one()
+    return kept_from
+
+
 def _columns(rows: Sequence[tuple[int, Sample]]) -> dict[str, Any]:
     qualities = [row.quality for _, row in rows]
     return {
         "series": arrays.numbers([series_id for series_id, _ in rows]),
-        "times": arrays.moments([row.time for _, row in rows]),
+        "times": arrays.moments(row.time for _, row in rows),
         "seqs": arrays.numbers([row.seq for _, row in rows]),
-        "values": arrays.numbers_or_null(row.value for _, row in rows),
+        "values": arrays.numbers([row.value for _, row in rows]),
         # Without an array at all, each is null.
         "qualities": qualities if any(qualities) else None,
     }
@@ -162,7 +167,7 @@ def check(sample: Sample) -> None:
         InvalidInputError: It says what is wrong.
     """
     check_storable(sample)
-    _check_time(sample)
+    _check_time(sample, _latest())
 
 
 def check_storable(sample: Sample) -> None:
@@ -177,7 +182,11 @@ def check_storable(sample: Sample) -> None:
 
 def is_ahead(sample: Sample) -> bool:
     """Whether its time is further ahead than anything is stored of."""
-    return sample.time > utc_now() + MOST_AHEAD
+    return sample.time > _latest()
+
+
+def _latest() -> datetime:
+    return utc_now() + MOST_AHEAD
 
 
 def _check_value(sample: Sample) -> None:
@@ -193,8 +202,8 @@ def _check_value(sample: Sample) -> None:
     check_time(sample.time)
 
 
-def _check_time(sample: Sample) -> None:
-    if is_ahead(sample):
+def _check_time(sample: Sample, latest: datetime) -> None:
+    if sample.time > latest:
         raise InvalidInputError(
             f"a time more than {MOST_AHEAD.days} days ahead", remedy="set the clock", code="time_ahead"
         )

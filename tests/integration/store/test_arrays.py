@@ -23,8 +23,8 @@ def _read(engine: Engine, literal: str, kind: str) -> list[Any]:
 
 
 @_laws
-@given(st.lists(st.floats(-LARGEST_NUMBER, LARGEST_NUMBER) | st.sampled_from([-0.0, 5e-324, 1e-5, 1e16])))
-def test_numbers_are_read_exactly(store_engine: Engine, values: list[float]) -> None:
+@given(st.lists(st.floats(-LARGEST_NUMBER, LARGEST_NUMBER) | st.sampled_from([None, -0.0, 5e-324, 1e-5, 1e16])))
+def test_numbers_are_read_exactly(store_engine: Engine, values: list[float | None]) -> None:
     assert list(map(repr, _read(store_engine, arrays.numbers(values), "float8"))) == list(map(repr, values))
 
 
