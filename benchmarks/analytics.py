@@ -18,7 +18,7 @@ from sqlalchemy import Column, Connection, Engine, MetaData, Table, insert, text
 
 from benchmarks.processes import postgres, valkey
 from benchmarks.result import Result
-from primespark.store import database, rollups, samples
+from primespark.store import database, packing, rollups, samples
 from primespark.store.analytics import queries
 from primespark.store.analytics.aggregates import Aggregation
 from primespark.store.analytics.answers import Answers
@@ -43,6 +43,7 @@ _FILL = """
 INSERT INTO metrics.sample_standard (series_id, time, seq, value)
 SELECT s.series_id, moment, 0, 50 + 10 * sin(extract(epoch FROM moment) / 7000) + 5 * random()
 FROM metrics.series s, generate_series(:first, :last, make_interval(secs => :every)) AS moment
+ORDER BY moment, s.series_id
 """
 _RAW = """
 SELECT date_bin('1 hour', m.time, '2000-01-03Z') AS b, sum(value), avg(value), min(value), max(value), count(value),
@@ -211,13 +212,16 @@ def _refresh(engine: Engine) -> Result:
 
 
 def _size(engine: Engine) -> Result:
-    """Bytes of a row with its indexes, against the specification's wide table."""
+    """Bytes of a row with its indexes, against the specification's wide table, with names as in its examples."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        packing.pack(connection, START + DAYS * DAY)
     with engine.begin() as connection:
         connection.execute(text(_WIDE))
         connection.execute(
             text(
-                'INSERT INTO wide SELECT m.time, s.metric, m.value, CAST(\'{"host": "edge-000000000001"}\' AS jsonb),'
-                " s.source, s.device_id FROM metrics.sample m JOIN metrics.series s USING (series_id)"
+                "INSERT INTO wide SELECT m.time, 'cpu_usage', m.value, jsonb_build_object('host', 'edge-000000000001'),"
+                " s.source, replace(s.device_id, 'edge-', 'pi5-')"
+                " FROM metrics.sample m JOIN metrics.series s USING (series_id)"
                 " WHERE m.seq = 0 AND m.time < CAST(:start AS timestamptz) + interval '7 days'"
             ),
             {"start": START},

@@ -51,6 +51,18 @@ class StoreResource(dg.ConfigurableResource["StoreResource"]):
         with available(), self._connected().begin() as connection:
             yield connection
 
+    @contextmanager
+    def autocommit(self) -> Iterator[Connection]:
+        """A connection that commits after each statement.
+
+        Raises:
+            UnavailableError: The store does not answer.
+        """
+        from primespark.store.database import available
+
+        with available(), self._connected().connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
     def wait_for(
         self, look: Callable[[Connection], Answer | Later], timeout_s: float, *channels: str
     ) -> Answer | Later:

@@ -297,6 +297,7 @@ part = Table(
     Column("starts", _Moment, nullable=False),
     Column("ends", _Moment, nullable=False),
     Column("name", Text, nullable=False),
+    Column("packed_at", _Moment),  # null: its time is not over, or has been only now
     PrimaryKeyConstraint("class", "starts"),
     schema="metrics",
 )

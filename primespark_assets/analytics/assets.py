@@ -13,6 +13,8 @@ from resources import StoreResource
 # `backfill_policy` is beta; what is used of it is covered by a test.
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
 
+# By then all have sent what they measured, but for those without a link.
+_LATE = timedelta(days=1)
 _BEFORE_ALL = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -47,10 +49,13 @@ def hourly_rollup(context: dg.AssetExecutionContext, store: StoreResource) -> dg
 
 @dg.asset(key_prefix="analytics", group_name="analytics", deps=[hourly_rollup], kinds={"postgres"}, code_version="1")
 def raw_samples(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
-    """Samples that are kept themselves: what is older than its class allows is rolled up, then dropped."""
+    """Samples that are kept themselves: what is older than its class allows is rolled up, then dropped.
+
+    Parts whose time is over are packed.
+    """
     from primespark.core.clock import utc_now
     from primespark.core.settings import load_settings
-    from primespark.store import retention, rollups
+    from primespark.store import packing, retention, rollups
     from primespark.store.schema import RETENTION_CLASSES
 
     metadata: dict[str, dg.MetadataValue] = {}
@@ -67,4 +72,8 @@ def raw_samples(context: dg.AssetExecutionContext, store: StoreResource) -> dg.M
         context.log.info("class %s begins at %s; dropped %s", name, kept_from, ", ".join(dropped) or "nothing")
         metadata[f"{name}_from"] = dg.MetadataValue.timestamp(kept_from)
         metadata[f"{name}_dropped"] = dg.MetadataValue.json(dropped)
+    with store.autocommit() as connection:
+        packed = packing.pack(connection, utc_now() - _LATE)
+    context.log.info("packed %s", ", ".join(packed) or "nothing")
+    metadata["packed"] = dg.MetadataValue.json(packed)
     return dg.MaterializeResult(metadata=metadata)

@@ -115,6 +115,7 @@ def test_samples_older_than_allowed_are_rolled_up_and_dropped(
         result = dg.materialize([raw_samples], instance=instance, resources=resources)
         (told,) = result.asset_materializations_for_node("analytics__raw_samples")
         assert told.metadata["standard_dropped"].value == dropped
+        assert told.metadata["packed"].value == []
     assert [row.n for row in rollups(store_engine).values()] == [2]
     with store_engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM metrics.sample")).scalar_one() == 1
