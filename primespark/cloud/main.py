@@ -22,6 +22,7 @@ from primespark.cloud import (
     otlp_api,
     people,
     records_api,
+    summary_api,
 )
 from primespark.cloud.lanes import LaneByPath, Lanes
 from primespark.cloud.notifier import Notifier
@@ -50,6 +51,7 @@ _SHORTEST_KEY = 16
 _ROUTERS = (
     gate.router, blobs_api.router, blobs_api.people, commands_api.router, conflicts_api.router, lineage_api.router,
     people.router, analytics_api.router, otlp_api.router, records_api.router,
+    summary_api.router,
 )  # fmt: skip
 
 log = get_logger(__name__)

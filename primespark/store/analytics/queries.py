@@ -109,9 +109,14 @@ def prepare(connection: Connection, query: Query, *, max_points: int = MAX_POINT
         InvalidInputError: It says what is wrong with the question.
     """
     _check(query)
-    connection.execute(_BEGIN)
+    begin(connection)
     selection = select_series(connection, query.metrics, query.filters, query.group_by)
     return Prepared(query, selection, *_buckets(query, max_points), max_points)
+
+
+def begin(connection: Connection) -> None:
+    """Begin the transaction of an answer: all of it is as of one moment."""
+    connection.execute(_BEGIN)
 
 
 def work_out(connection: Connection, prepared: Prepared) -> Answer:

@@ -144,3 +144,44 @@ async def test_a_bad_question_is_told_so(gate: Gate, query: dict[str, Any], stat
     assert answer.headers["content-type"] == "application/problem+json"
     if code is not None:
         assert answer.json()["code"] == code
+
+
+async def summary(gate: Gate, **parameters: Any) -> Any:
+    return await gate.client.get("/api/v1/analytics/summary", params=parameters, headers=gate.admin)
+
+
+async def test_a_summary_says_what_there_is_of_each_metric_and_device(gate: Gate) -> None:
+    await put(gate, *(metric(hour, float(hour)) for hour in (0, 1, 2, 20, 21)), metric(5, 7.0, device_id="x"))
+    day = {"start": DAY[0], "end": DAY[1]}
+    answer = (await summary(gate, **day, limit=1)).json()
+    assert answer == {
+        "time_range": ["2026-03-28T00:00:00.000000Z", "2026-03-30T00:00:00.000000Z"],
+        "times_by_hour_before": None,
+        "items": [
+            {
+                "metric_name": "power_watts", "device_id": "edge-1", "n": 5,
+                "first_time": "2026-03-28T00:00:00.000000Z", "last_time": "2026-03-28T21:00:00.000000Z",
+                "last_value": 21.0, "min": 0.0, "max": 21.0, "avg": 8.8, "p95": pytest.approx(20.8),
+                "rate_per_s": pytest.approx(4 / 75_600),
+                "gaps": {"n": 1, "longest_s": 64_800.0, "total_s": 64_800.0},
+            }
+        ],
+        "next_cursor": answer["next_cursor"],
+    }  # fmt: skip
+    (rest,) = (await summary(gate, **day, cursor=answer["next_cursor"])).json()["items"]
+    assert (rest["device_id"], rest["n"], rest["rate_per_s"]) == ("x", 1, None)
+    assert (await summary(gate)).json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "code"),
+    [
+        ({"start": DAY[1], "end": DAY[0]}, "bad_time_range"),
+        ({"start": "2026-03-28T00:00:00"}, "invalid_input"),
+        ({"cursor": "x"}, "bad_cursor"),
+        ({"limit": 0}, "invalid_input"),
+    ],
+)
+async def test_a_summary_that_cannot_be_is_refused(gate: Gate, parameters: dict[str, Any], code: str) -> None:
+    answer = await summary(gate, **parameters)
+    assert (answer.status_code, answer.json()["code"]) == (422, code)

@@ -15,7 +15,17 @@ from edge_agent import api, cache_api, capture_api, examples_api, openai_api, pr
 from edge_agent.capture.configured import configured_sources
 from edge_agent.open_inference import routes as open_inference
 from primespark.cli.main import app
-from primespark.cloud import analytics_api, blobs_api, commands_api, conflicts_api, gate, lineage_api, otlp_api, people
+from primespark.cloud import (
+    analytics_api,
+    blobs_api,
+    commands_api,
+    conflicts_api,
+    gate,
+    lineage_api,
+    otlp_api,
+    people,
+    summary_api,
+)
 from primespark.cloud import records_api as cloud_records_api
 from primespark.core.clock import utc_now
 from primespark.core.manifests import Manifest, SignedManifest, SigningKey, Variant
@@ -108,7 +118,7 @@ def _routes() -> Iterator[str]:
         preprocess_api.router, records_api.router, open_inference.router,
         open_inference.health_router(_nothing, open_health=True), blobs_api.router, commands_api.router,
         analytics_api.router, cloud_records_api.router, conflicts_api.router, gate.router, lineage_api.router,
-        otlp_api.router, people.router,
+        otlp_api.router, people.router, summary_api.router,
     )  # fmt: skip
     for router in routers:
         for route in router.routes:
