@@ -15,6 +15,7 @@ from primespark.store import samples
 from primespark.store.analytics.aggregates import Aggregation
 from primespark.store.analytics.buckets import Granularity, Unit, of_seconds, of_unit, zone_named
 from primespark.store.analytics.fill import Fill
+from primespark.store.analytics.latest import latest
 from primespark.store.analytics.pages import MAX_CURSOR_CHARACTERS, page
 from primespark.store.analytics.plan import Span
 from primespark.store.analytics.queries import MAX_POINTS, Answer, Query
@@ -62,24 +63,41 @@ class IntervalRequest(Message):
     tz: Text = "UTC"
 
 
-class QueryRequest(Message):
-    """A question about one metric or several."""
+class SelectionRequest(Message):
+    """Which series, how they are grouped, and how many points make a page."""
 
     metric_name: Name | Annotated[list[Name], Field(min_length=1, max_length=32)]
+    group_by: Annotated[list[Text], Field(max_length=8)] = Field(default_factory=list)
+    filters: Annotated[list[tuple[Text, Text, Any]], Field(strict=False, max_length=32)] = Field(default_factory=list)
+    limit: Annotated[int, Field(ge=1, le=MAX_POINTS)] | None = None
+    cursor: Annotated[str, StringConstraints(max_length=MAX_CURSOR_CHARACTERS)] | None = None
+
+    def metrics(self) -> list[str]:
+        """The names."""
+        return [self.metric_name] if isinstance(self.metric_name, str) else self.metric_name
+
+    def conditions(self) -> list[Filter]:
+        """The filters.
+
+        Raises:
+            InvalidInputError: An unknown operator.
+        """
+        return [Filter(field, Op.named(op), value) for field, op, value in self.filters]
+
+
+class QueryRequest(SelectionRequest):
+    """A question about one metric or several."""
+
     aggregation: (
         Annotated[Aggregation, Field(strict=False)]
         | Annotated[list[Annotated[Aggregation, Field(strict=False)]], Field(min_length=1, max_length=8)]
     )
     time_range: Annotated[tuple[AwareDatetime, AwareDatetime], Field(strict=False)]
     granularity: Annotated[Unit, Field(strict=False)] | UnitRequest | IntervalRequest | None = Unit.MINUTE
-    group_by: Annotated[list[Text], Field(max_length=8)] = Field(default_factory=list)
-    filters: Annotated[list[tuple[Text, Text, Any]], Field(strict=False, max_length=32)] = Field(default_factory=list)
     percentile: Annotated[float, Field(ge=0, le=100)] | None = None
     exact: bool = False
     fill: Annotated[Fill, Field(strict=False)] = Fill.NONE
     order: Literal["asc", "desc"] = "asc"
-    limit: Annotated[int, Field(ge=1, le=MAX_POINTS)] | None = None
-    cursor: Annotated[str, StringConstraints(max_length=MAX_CURSOR_CHARACTERS)] | None = None
     explain: bool = False
 
     def to_query(self) -> Query:
@@ -90,11 +108,10 @@ class QueryRequest(Message):
         """
         start, end = self.time_range
         return Query(
-            metrics=[self.metric_name] if isinstance(self.metric_name, str) else self.metric_name,
+            metrics=self.metrics(),
             aggregations=[self.aggregation] if isinstance(self.aggregation, Aggregation) else self.aggregation,
             start=start, end=end, granularity=_granularity(self.granularity), group_by=self.group_by,
-            filters=[Filter(field, Op.named(op), value) for field, op, value in self.filters],
-            percentile=self.percentile, is_exact=self.exact, fill=self.fill,
+            filters=self.conditions(), percentile=self.percentile, is_exact=self.exact, fill=self.fill,
         )  # fmt: skip
 
 
@@ -127,6 +144,16 @@ async def query_metrics(request: Request, cloud: CloudState) -> dict[str, Any]:
     series, cursor = page(answer.series, asked.limit, asked.cursor, newest_first=asked.order == "desc")
     body: dict[str, Any] = {"series": [_points(one, query.aggregations) for one in series], "next_cursor": cursor}
     return body | {"explain": _explain(answer, is_kept)} if asked.explain else body
+
+
+@router.post("/latest", dependencies=[Viewer])
+async def latest_metrics(request: Request, cloud: CloudState) -> dict[str, Any]:
+    """The newest value of each group."""
+    asked = await read_model(request, SelectionRequest)
+    metrics, filters = asked.metrics(), asked.conditions()
+    found = await cloud.transact(lambda connection: latest(connection, metrics, filters, asked.group_by))
+    series, cursor = page(found, asked.limit, asked.cursor)
+    return {"series": [_points(one, ()) for one in series], "next_cursor": cursor}
 
 
 def _points(series: Series, aggregations: Sequence[Aggregation]) -> dict[str, Any]:

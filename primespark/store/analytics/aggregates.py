@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from primespark.store.analytics.buckets import ORIGIN
 from primespark.store.analytics.plan import DAY, HOUR, Plan, Span, floor
-from primespark.store.analytics.selection import Selection
+from primespark.store.analytics.selection import CHOSEN, Selection
 from primespark.store.analytics.series import Series
 
 
@@ -43,10 +43,6 @@ _VALUES = {
     Aggregation.VARIANCE: "CASE WHEN n > 1 THEN metrics.ratio(m2, n - 1) END",
 }
 _OF_SPREAD = {Aggregation.STDDEV, Aggregation.VARIANCE}
-_CHOSEN = (
-    "WITH chosen AS MATERIALIZED ("
-    "SELECT * FROM unnest(CAST(:series AS bigint[]), CAST(:groups AS int[])) AS c(series_id, g))"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +74,7 @@ class Reading:
     def parameters(self) -> dict[str, Any]:
         """What the SQL of a reading binds."""
         stale_days = sorted({(series, floor(hour, DAY)) for series, hour in self.stale if _is_in(hour, self.plan.days)})
-        bound: dict[str, Any] = {
-            "series": [series for series, _ in self.selection.series],
-            "groups": [group for _, group in self.selection.series],
+        bound: dict[str, Any] = self.selection.parameters() | {
             "starts": self.starts, "width": self.width, "origin": ORIGIN, "limit": self.limit,
             "stale_series": [series for series, _ in self.stale], "stale_hours": [hour for _, hour in self.stale],
             "stale_day_series": [series for series, _ in stale_days], "stale_days": [day for _, day in stale_days],
@@ -256,7 +250,7 @@ def _run(connection: Connection, reading: Reading, query: str, count: int = 1, *
     values = [f"value_{number}" for number in range(count)]
     columns = ", ".join(f"string_agg(float8send(coalesce({value}, 'NaN')), '' ORDER BY b)" for value in values)
     statement = text(
-        f"{_CHOSEN} SELECT g, string_agg(timestamptz_send(b), '' ORDER BY b), {columns} FROM ("
+        f"{CHOSEN} SELECT g, string_agg(timestamptz_send(b), '' ORDER BY b), {columns} FROM ("
         f"SELECT * FROM ({query}) AS found(g, b, {', '.join(values)}) ORDER BY g, b LIMIT :limit"
         ") AS found GROUP BY g ORDER BY g"
     )

@@ -19,6 +19,11 @@ MAX_SERIES = 100_000
 MAX_FILTERS = 32
 MAX_GROUP_FIELDS = 8
 MAX_METRICS = 32
+# A selection in SQL: table `chosen` of series and the numbers of their groups.
+CHOSEN = (
+    "WITH chosen AS MATERIALIZED ("
+    "SELECT * FROM unnest(CAST(:series AS bigint[]), CAST(:groups AS int[])) AS c(series_id, g))"
+)
 _LABEL = "labels."
 METRIC = "metric_name"
 _COLUMNS = {METRIC: series.c.metric, "device_id": series.c.device_id, "source": series.c.source}
@@ -69,6 +74,11 @@ class Selection:
     groups: list[dict[str, str | None]]
     series: list[tuple[int, int]]
     raw_from: datetime
+
+    def parameters(self) -> dict[str, Any]:
+        """What `CHOSEN` binds."""
+        chosen = self.series
+        return {"series": [series_id for series_id, _ in chosen], "groups": [group for _, group in chosen]}
 
 
 def select_series(

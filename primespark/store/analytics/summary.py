@@ -22,19 +22,15 @@ from primespark.store.analytics.aggregates import Aggregation
 from primespark.store.analytics.pages import MAX_CURSOR_CHARACTERS
 from primespark.store.analytics.plan import HOUR, floor, plan
 from primespark.store.analytics.queries import Prepared, Query
-from primespark.store.analytics.selection import MAX_SERIES, METRIC, Selection
+from primespark.store.analytics.selection import CHOSEN, MAX_SERIES, METRIC, Selection
 from primespark.store.analytics.series import to_datetime
 from primespark.store.schema import retention, series
 
 # A gap is longer than so many times the mean time between two samples.
 GAP_INTERVALS = 3
 _FIGURES = (Aggregation.COUNT, Aggregation.MIN, Aggregation.MAX, Aggregation.AVG, Aggregation.PERCENTILE)
-_CHOSEN = (
-    "WITH chosen AS MATERIALIZED ("
-    "SELECT * FROM unnest(CAST(:series AS bigint[]), CAST(:groups AS int[])) AS c(series_id, g))"
-)
 # An hour in a rollup has samples or had some; one that was marked may have only what stands for a missing value.
-_GAPS = text(f"""{_CHOSEN},
+_GAPS = text(f"""{CHOSEN},
 ends AS MATERIALIZED (
     SELECT * FROM unnest(
         CAST(:known AS int[]), CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[]), CAST(:least AS interval[])
@@ -223,12 +219,12 @@ def _ends(connection: Connection, selection: Selection, start: datetime, end: da
         for order in ("ASC", "DESC")
     ]
     statement = text(
-        f"{_CHOSEN} SELECT c.g, extract(epoch FROM min(first.time)) * 1000000 AS first,"
+        f"{CHOSEN} SELECT c.g, extract(epoch FROM min(first.time)) * 1000000 AS first,"
         " extract(epoch FROM max(last.time)) * 1000000 AS last,"
         " (array_agg(last.value ORDER BY last.time DESC, last.seq DESC, c.series_id DESC))[1] AS last_value"
         f" FROM chosen c CROSS JOIN LATERAL {ends[0]} AS first CROSS JOIN LATERAL {ends[1]} AS last GROUP BY c.g"
     )
-    rows = connection.execute(statement, _bound(selection) | {"start": start, "end": end})
+    rows = connection.execute(statement, selection.parameters() | {"start": start, "end": end})
     return {row.g: _Ends(to_datetime(int(row.first)), to_datetime(int(row.last)), row.last_value) for row in rows}
 
 
@@ -243,18 +239,13 @@ def _gaps(
         "least": [GAP_INTERVALS * (one.last - one.first) // intervals[number] for number, one in known.items()],
         "first_hour": floor(start, HOUR), "last": max((one.last for one in known.values()), default=start),
     }  # fmt: skip
-    rows = connection.execute(_GAPS, _bound(selection) | bound)
+    rows = connection.execute(_GAPS, selection.parameters() | bound)
     return {row.g: Gaps(row.n, row.longest, row.total) for row in rows}
 
 
 def _rate_per_s(intervals: int, ends: _Ends) -> float | None:
     span_s = (ends.last - ends.first).total_seconds()
     return intervals / span_s if span_s else None
-
-
-def _bound(selection: Selection) -> dict[str, list[int]]:
-    chosen = selection.series
-    return {"series": [series_id for series_id, _ in chosen], "groups": [group for _, group in chosen]}
 
 
 def _write(pair: tuple[str, str]) -> str:

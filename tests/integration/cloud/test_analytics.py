@@ -146,6 +146,23 @@ async def test_a_bad_question_is_told_so(gate: Gate, query: dict[str, Any], stat
         assert answer.json()["code"] == code
 
 
+async def test_the_latest_of_each_device(gate: Gate) -> None:
+    await put(gate, *(metric(hour, float(hour), device_id=device) for hour in (5, 3) for device in "ab"))
+
+    async def latest(**asked: Any) -> Any:
+        given = {"metric_name": "power_watts", "group_by": ["device_id"], "limit": 1} | asked
+        return await gate.client.post("/api/v1/analytics/latest", json=given, headers=gate.admin)
+
+    first = (await latest()).json()
+    assert first["series"] == [{"group": {"device_id": "a"}, "points": [["2026-03-28T05:00:00.000000Z", 5.0]]}]
+    rest = (await latest(cursor=first["next_cursor"])).json()
+    assert [one["group"]["device_id"] for one in rest["series"]] == ["b"]
+    assert rest["next_cursor"] is None
+    assert (await latest(metric_name="unknown")).json() == {"series": [], "next_cursor": None}
+    refused = await latest(filters=[["device_id", "~", "a"]])
+    assert (refused.status_code, refused.json()["code"]) == (422, "bad_filter")
+
+
 async def summary(gate: Gate, **parameters: Any) -> Any:
     return await gate.client.get("/api/v1/analytics/summary", params=parameters, headers=gate.admin)
 
