@@ -5,14 +5,19 @@ PY := .venv/bin/python
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock"
 
+# Of those on a store, the ones that ask it for more than any PostgreSQL must do; and no server of a test's own.
+STORE_TESTS := tests/integration/store tests/integration/cloud/test_analytics.py \
+	tests/integration/cloud/test_kva_analytics.py tests/integration/assets/test_rollups.py \
+	--ignore tests/integration/store/test_crash.py --ignore tests/integration/store/test_arrays.py
+
 # Some environments forbid bytecode; starting a dozen Python processes without it costs twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo edge test check bench prove lock format clean
+.PHONY: help demo edge test check bench prove timescale lock format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.demo ## Install everything and run the closed loop once
 	@.venv/bin/primespark demo $(ARGS)
@@ -39,6 +44,10 @@ bench: .venv/.dev ## Measure the promised figures
 
 prove: .venv/.dev ## The long proofs: thousands of histories, many kills
 	PROVE=1 $(PY) -m pytest -m prove $(ARGS)
+
+timescale: .venv/.dev ## The store's tests on a TimescaleDB (from a Debian)
+	tools/fetch_timescaledb .tools/timescaledb
+	$(PY) -m pytest --require-all --timescaledb .tools/timescaledb $(or $(ARGS),$(STORE_TESTS))
 
 format: .venv/.dev ## Format the code
 	$(PY) -m ruff check --fix .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,6 +26,9 @@ for name in [name for name in os.environ if name.startswith("PRIMESPARK_")]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-all", action="store_true", help="fail what would be skipped for want of a program")
+    parser.addoption(
+        "--timescaledb", type=Path, help="keep stores in the TimescaleDB whose programs are in this folder"
+    )
 
 
 @pytest.hookimpl(wrapper=True)

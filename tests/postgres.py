@@ -24,6 +24,7 @@ from primespark.embedded.ports import choose_port
 from primespark.embedded.postgres import EmbeddedPostgres
 from primespark.embedded.supervisor import Service
 from primespark.store import database
+from tests import timescaledb
 
 _START_TIMEOUT_S = 60.0
 _numbers = itertools.count(1)
@@ -100,12 +101,18 @@ def running(folder: Path, *options: str) -> Iterator[tuple[EmbeddedPostgres, sub
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """The session's server."""
+def postgres_server(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
+    """The session's server: the embedded one, or with `--timescaledb` a TimescaleDB."""
     # The machine's crash is no test here, and making a database waits for the disk many times.
     options = ("-c", "fsync=off")
-    with running(tmp_path_factory.mktemp("postgres") / "server", *options) as (server, _process):
-        yield PostgresServer(server.url)
+    folder = tmp_path_factory.mktemp("postgres") / "server"
+    programs: Path | None = pytestconfig.getoption("--timescaledb")
+    if programs is not None:
+        with timescaledb.running(programs, folder, *options) as url:
+            yield PostgresServer(url)
+    else:
+        with running(folder, *options) as (server, _process):
+            yield PostgresServer(server.url)
 
 
 @pytest.fixture
