@@ -1,0 +1,40 @@
+"""The examples of docs/analytics.md, run in their order."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from primespark.store import rollups
+from primespark.store.schema import metadata
+from tests.integration.cloud.test_gate import Gate, gate
+
+__all__ = ["gate"]
+PAGE = (Path(__file__).parents[3] / "docs" / "analytics.md").read_text(encoding="utf-8")
+EXAMPLE = re.compile(r"```http\n(GET|POST) (\S+)\n(.*?)```\n```json\n(.*?)```", re.DOTALL)
+
+
+async def ask(gate: Gate, method: str, path: str, body: str) -> Any:
+    content = body.encode() or None
+    headers = gate.admin | ({"Content-Type": "application/json"} if content else {})
+    answer = await gate.client.request(method, path, content=content, headers=headers)
+    return answer.json()
+
+
+async def test_each_example_is_answered_as_printed(gate: Gate) -> None:
+    examples = EXAMPLE.findall(PAGE)
+    assert len(examples) == PAGE.count("```http\n") > 10
+    for method, path, body, expected in examples:
+        assert await ask(gate, method, path, body) == json.loads(expected), (path, body)
+        with gate.cloud.engine.begin() as connection:
+            rollups.refresh_hours(connection, datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC))
+
+
+def test_the_picture_shows_what_is_there() -> None:
+    pictured = dict(re.findall(r"^    (\w+) \{ (.*?)\}$", PAGE, re.DOTALL | re.MULTILINE))
+    for name, columns in pictured.items():
+        table = metadata.tables[f"metrics.{'sample_standard' if name == 'sample' else name}"]
+        assert {line.split()[1] for line in columns.splitlines()} <= set(table.columns.keys()), name
