@@ -117,6 +117,13 @@ class TooLargeError(InvalidInputError):
     http_status = 413
 
 
+class NotAcceptableError(InvalidInputError):
+    """An answer in none of the formats the caller takes."""
+
+    code = "not_acceptable"
+    http_status = 406
+
+
 class UnsupportedMediaError(InvalidInputError):
     """A content type or encoding that is not accepted."""
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from primespark.cloud.state import Cloud, cloud_of
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.web import Principal, Role, read_model, require
+from primespark.core.web.negotiation import negotiate
 from primespark.store import samples
 from primespark.store.analytics.aggregates import Aggregation
 from primespark.store.analytics.buckets import Granularity, Unit, of_seconds, of_unit, zone_named
+from primespark.store.analytics.export import Columns, Format, export
 from primespark.store.analytics.fill import Fill
 from primespark.store.analytics.latest import latest
 from primespark.store.analytics.pages import MAX_CURSOR_CHARACTERS, page
 from primespark.store.analytics.plan import Span
 from primespark.store.analytics.queries import MAX_POINTS, Answer, Query
-from primespark.store.analytics.selection import Filter, Op
+from primespark.store.analytics.selection import Filter, Op, group_fields
 from primespark.store.analytics.series import Series
 from primespark.store.samples import MAX_QUALITY_CHARACTERS
 from primespark.sync.records import Message, Name
@@ -28,6 +31,7 @@ router = APIRouter(prefix="/api/v1/analytics")
 CloudState = Annotated[Cloud, Depends(cloud_of)]
 Viewer = Depends(require(Role.VIEWER))
 Operator = Annotated[Principal, Depends(require(Role.OPERATOR))]
+_JSON = "application/json"
 Text = Annotated[str, StringConstraints(max_length=200)]
 
 
@@ -136,12 +140,17 @@ async def insert_metrics(request: Request, cloud: CloudState, _: Operator) -> di
 
 
 @router.post("/query", dependencies=[Viewer])
-async def query_metrics(request: Request, cloud: CloudState) -> dict[str, Any]:
-    """Aggregate metrics in buckets of time over `[start, end)`."""
+async def query_metrics(request: Request, cloud: CloudState) -> Any:
+    """Aggregate metrics in buckets of time over `[start, end)`; as JSON, or a table in a format the caller accepts."""
+    wanted = negotiate(request.headers.get("accept"), (_JSON, *Format))
     asked = await read_model(request, QueryRequest)
     query = asked.to_query()
     answer, is_kept = await cloud.transact(lambda connection: cloud.answers.answer(connection, query))
     series, cursor = page(answer.series, asked.limit, asked.cursor, newest_first=asked.order == "desc")
+    if wanted != _JSON:
+        columns = Columns(group_fields(query.metrics, query.group_by), query.aggregations)
+        table = await asyncio.to_thread(export, series, columns, Format(wanted))
+        return Response(table, media_type=wanted, headers={"Next-Cursor": cursor} if cursor else None)
     body: dict[str, Any] = {"series": [_points(one, query.aggregations) for one in series], "next_cursor": cursor}
     return body | {"explain": _explain(answer, is_kept)} if asked.explain else body
 

@@ -81,6 +81,11 @@ class Selection:
         return {"series": [series_id for series_id, _ in chosen], "groups": [group for _, group in chosen]}
 
 
+def group_fields(metrics: Sequence[str], group_by: Sequence[str]) -> list[str]:
+    """The fields of each group: several metrics are always told apart."""
+    return list(dict.fromkeys([*([METRIC] if len(metrics) > 1 else []), *group_by]))
+
+
 def select_series(
     connection: Connection, metrics: Sequence[str], filters: Sequence[Filter], group_by: Sequence[str]
 ) -> Selection:
@@ -90,7 +95,7 @@ def select_series(
         InvalidInputError: No such field, a value that does not fit, or too many of anything.
     """
     _check(metrics, filters, group_by)
-    fields = list(dict.fromkeys([*([METRIC] if len(metrics) > 1 else []), *group_by]))
+    fields = group_fields(metrics, group_by)
     columns = [_column(field).label(f"field_{number}") for number, field in enumerate(fields)]
     conditions = [series.c.metric.in_(metrics), *map(_condition, filters)]
     statement = select(series.c.series_id, retention.c.raw_from, *columns).where(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from primespark.store import retention, rollups
@@ -202,3 +205,35 @@ async def test_a_summary_says_what_there_is_of_each_metric_and_device(gate: Gate
 async def test_a_summary_that_cannot_be_is_refused(gate: Gate, parameters: dict[str, Any], code: str) -> None:
     answer = await summary(gate, **parameters)
     assert (answer.status_code, answer.json()["code"]) == (422, code)
+
+
+async def test_an_answer_is_a_table_where_that_is_accepted(gate: Gate) -> None:
+    await put(gate, *(metric(hour, hour + 0.5, device_id=device) for device in ("-x", "b") for hour in range(2)))
+    query = {
+        "metric_name": "power_watts", "aggregation": ["avg", "count"], "time_range": DAY, "granularity": "hour",
+        "group_by": ["device_id"], "limit": 3,
+    }  # fmt: skip
+
+    async def exported(accepted: str, **changes: Any) -> Any:
+        headers = gate.admin | {"Accept": accepted}
+        return await gate.client.post("/api/v1/analytics/query", json=query | changes, headers=headers)
+
+    text = await exported("text/csv")
+    assert text.headers["content-type"] == "text/csv; charset=utf-8"
+    assert text.text.splitlines() == [
+        "device_id,time,avg,count",
+        "'-x,2026-03-28T00:00:00.000000Z,0.5,1",
+        "'-x,2026-03-28T01:00:00.000000Z,1.5,1",
+        "b,2026-03-28T00:00:00.000000Z,0.5,1",
+    ]
+    rest = await exported("application/vnd.apache.parquet", cursor=text.headers["next-cursor"])
+    assert rest.headers["content-type"] == "application/vnd.apache.parquet"
+    assert "next-cursor" not in rest.headers
+    frame = pd.read_parquet(io.BytesIO(rest.content))
+    assert frame.to_dict("list") == {
+        "device_id": ["b"], "time": [pd.Timestamp("2026-03-28T01:00:00Z")], "avg": [1.5], "count": [1],
+    }  # fmt: skip
+    streamed = pa.ipc.open_stream((await exported("application/vnd.apache.arrow.stream")).content).read_all()
+    assert streamed.column("avg").to_pylist() == [0.5, 1.5, 0.5]
+    refused = await exported("image/png")
+    assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")
