@@ -29,7 +29,7 @@ from primespark.store.analytics.selection import Filter, Op
 from primespark.store.samples import Sample
 from primespark.store.schema import sample_standard
 
-START = datetime(2026, 3, 2, tzinfo=UTC)
+START = datetime(2026, 3, 5, tzinfo=UTC)
 DAY = timedelta(days=1)
 SERIES, EVERY_S, DAYS = 39, 10, 30
 ROUNDS = 15
@@ -230,7 +230,7 @@ def _size(engine: Engine) -> Result:
             text("SELECT pg_total_relation_size('wide'), (SELECT count(*) FROM wide)")
         ).one()
         ours = connection.execute(
-            text("SELECT pg_total_relation_size('metrics_parts.sample_standard_20260302')")
+            text("SELECT pg_total_relation_size('metrics_parts.sample_standard_20260305')")
         ).scalar_one()
     return _result("bytes of a sample with its index", ours / rows, "B", "the wide table", wide / rows, "<=", 0.6)
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from primespark.core.settings import Settings, load_settings
 from primespark.store import database, samples
@@ -22,6 +22,7 @@ from primespark.store.analytics.cache import NoCache
 from primespark.store.analytics.cache import RedisCache as RedisAnalyticsCache
 from primespark.store.analytics.queries import Query
 from primespark.store.analytics.selection import Filter
+from primespark.store.edition import edition
 from primespark.store.samples import Inserted, Sample
 
 __all__ = [
@@ -68,8 +69,7 @@ class TimescaleDBManager:
     def edition(self) -> str:
         """`none` for a PostgreSQL without TimescaleDB, else its licence: `apache` or `timescale`."""
         with database.available(), self._engine.begin() as connection:
-            licence = connection.execute(text("SELECT current_setting('timescaledb.license', true)")).scalar()
-            return str(licence) if licence else "none"
+            return edition(connection)
 
     def insert(self, rows: Sequence[Sample]) -> Inserted:
         """Store samples, all or none."""

@@ -286,7 +286,7 @@ def _samples(retention_class: str) -> Table:
 
 
 # By how long they are kept; `metrics.sample` shows all. Their parts are tables in a schema of their own,
-# `metrics_parts`, and are listed in `part`.
+# `metrics_parts`, and are listed in `part`. Where TimescaleDB is, they are chunks of hypertables.
 RETENTION_CLASSES = ("short", "standard", "long")
 sample_short, sample_standard, sample_long = map(_samples, RETENTION_CLASSES)
 

@@ -111,7 +111,7 @@ def test_samples_older_than_allowed_are_rolled_up_and_dropped(
     monkeypatch.setenv("PRIMESPARK_CLOUD__RETENTION__STANDARD__RAW_DAYS", "30")
     recent = datetime.now(UTC) - timedelta(days=1)
     insert(store_engine, [START, START + timedelta(seconds=1), recent])
-    for dropped in (["sample_standard_20260223"], []):
+    for dropped in (["sample_standard_20260226"], []):
         result = dg.materialize([raw_samples], instance=instance, resources=resources)
         (told,) = result.asset_materializations_for_node("analytics__raw_samples")
         assert told.metadata["standard_dropped"].value == dropped

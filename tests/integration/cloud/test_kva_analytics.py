@@ -88,8 +88,8 @@ async def test_without_a_store_the_next_step_is_told(monkeypatch: pytest.MonkeyP
     get_analytics_engine.cache_clear()
 
 
-def test_a_plain_postgresql_is_told_from_timescaledb(url: str) -> None:
+def test_a_plain_postgresql_is_told_from_timescaledb(url: str, pytestconfig: pytest.Config) -> None:
     manager = TimescaleDBManager(url)
     manager.initialize()
-    assert manager.edition() == "none"
+    assert manager.edition() == ("none" if pytestconfig.getoption("--timescaledb") is None else "apache")
     manager.close()

@@ -15,11 +15,11 @@ from primespark.store import packing, samples
 from primespark.store.samples import Inserted, Sample
 from tests.helpers import wait_until
 
-MONDAY = datetime(2026, 3, 2, tzinfo=UTC)
+THURSDAY = datetime(2026, 3, 5, tzinfo=UTC)
 WEEK = timedelta(days=7)
-PART = "sample_standard_20260302"
+PART = "sample_standard_20260305"
 ROWS = [
-    Sample("m", f"edge-{number % 50}", "test", {}, MONDAY + timedelta(seconds=number // 50), 0, float(number))
+    Sample("m", f"edge-{number % 50}", "test", {}, THURSDAY + timedelta(seconds=number // 50), 0, float(number))
     for number in range(6000)
 ]
 
@@ -40,7 +40,7 @@ def fill(engine: Engine) -> None:
         put(engine, ROWS[first : first + 500])
 
 
-def pack(engine: Engine, ended_by: datetime = MONDAY + WEEK) -> list[str]:
+def pack(engine: Engine, ended_by: datetime = THURSDAY + WEEK) -> list[str]:
     with autocommit(engine) as connection:
         return packing.pack(connection, ended_by)
 
@@ -61,12 +61,12 @@ def indexes(engine: Engine) -> list[tuple[str, bool]]:
 def test_a_part_whose_time_is_over_is_packed_once(store_engine: Engine) -> None:
     fill(store_engine)
     before = index_bytes(store_engine)
-    assert pack(store_engine, MONDAY + WEEK - timedelta(seconds=1)) == []
+    assert pack(store_engine, THURSDAY + WEEK - timedelta(seconds=1)) == []
     assert pack(store_engine) == [PART]
     assert index_bytes(store_engine) < 0.75 * before
     assert pack(store_engine) == []
     # It still tells what it has from what is new.
-    late = Sample("m", "edge-1", "test", {}, MONDAY + timedelta(hours=5), 0, 1.0)
+    late = Sample("m", "edge-1", "test", {}, THURSDAY + timedelta(hours=5), 0, 1.0)
     assert put(store_engine, [*ROWS[:500], late]) == Inserted(1, 500)
     with store_engine.begin() as connection:
         assert connection.execute(text("SELECT count(*) FROM metrics.sample")).scalar_one() == len(ROWS) + 1
@@ -84,7 +84,7 @@ def test_what_an_end_in_the_middle_left_behind_is_removed(store_engine: Engine) 
 
     with store_engine.begin() as writer:
         # The new index waits for who writes already.
-        samples.insert(writer, [Sample("m", "edge-1", "test", {}, MONDAY + timedelta(hours=1), 0, 1.0)])
+        samples.insert(writer, [Sample("m", "edge-1", "test", {}, THURSDAY + timedelta(hours=1), 0, 1.0)])
         packer = threading.Thread(target=pack_until_ended)
         packer.start()
         waiting = text(

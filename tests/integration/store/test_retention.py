@@ -21,15 +21,15 @@ from primespark.store.analytics.queries import Query
 from primespark.store.samples import Inserted, Sample
 from tests.helpers import rounds, wait_until
 
-MONDAY = datetime(2026, 3, 2, tzinfo=UTC)
+THURSDAY = datetime(2026, 3, 5, tzinfo=UTC)
 DAY = timedelta(days=1)
-FOREVER = (MONDAY - 1000 * DAY, MONDAY + 100 * DAY)
+FOREVER = (THURSDAY - 1000 * DAY, THURSDAY + 100 * DAY)
 EXACT = [one for one in Aggregation if one is not Aggregation.PERCENTILE]
 
 
 def put(engine: Engine, *rows: tuple[timedelta, float | None], metric: str = "m", seq: int = 0) -> Inserted:
     given_rows = [
-        Sample(metric, "edge-1", "test", {}, MONDAY + at, seq, value, None if value is not None else "sensor_failed")
+        Sample(metric, "edge-1", "test", {}, THURSDAY + at, seq, value, None if value is not None else "sensor_failed")
         for at, value in rows
     ]
     with engine.begin() as connection:
@@ -47,7 +47,7 @@ def retain(engine: Engine, moment: datetime, retention_class: str = "standard") 
 
 def by_hour(engine: Engine, days: int = 30, **changes: Any) -> Any:
     query = Query(**{
-        "metrics": ["m"], "aggregations": EXACT, "start": MONDAY, "end": MONDAY + days * DAY,
+        "metrics": ["m"], "aggregations": EXACT, "start": THURSDAY, "end": THURSDAY + days * DAY,
         "granularity": of_unit(Unit.HOUR), **changes,
     })  # fmt: skip
     with engine.begin() as connection:
@@ -63,11 +63,11 @@ def parts(engine: Engine) -> list[str]:
 
 def test_parts_are_weeks_and_go_as_a_whole(store_engine: Engine) -> None:
     put(store_engine, (timedelta(0), 1.0), (8 * DAY, 2.0), (15 * DAY, 3.0))
-    assert parts(store_engine) == [f"sample_standard_202603{day}" for day in ("02", "09", "16")]
+    assert parts(store_engine) == [f"sample_standard_202603{day}" for day in ("05", "12", "19")]
     before = by_hour(store_engine)
     # In the middle of the second week: that stays, though what comes for its first days is refused.
-    assert retain(store_engine, MONDAY + 10 * DAY + timedelta(hours=5)) == ["sample_standard_20260302"]
-    assert parts(store_engine) == ["sample_standard_20260309", "sample_standard_20260316"]
+    assert retain(store_engine, THURSDAY + 10 * DAY + timedelta(hours=5)) == ["sample_standard_20260305"]
+    assert parts(store_engine) == ["sample_standard_20260312", "sample_standard_20260319"]
     assert by_hour(store_engine) == before
     assert put(store_engine, (DAY, 9.0), (9 * DAY, 9.0), (10 * DAY, 4.0), (15 * DAY, 3.0)) == Inserted(1, 1, 2)
     with store_engine.begin() as connection:
@@ -75,7 +75,7 @@ def test_parts_are_weeks_and_go_as_a_whole(store_engine: Engine) -> None:
         beyond = "SELECT beyond FROM metrics.retention WHERE class = 'standard'"
         assert connection.execute(text(beyond)).scalar_one() == 2
     assert by_hour(store_engine, days=10) == [({}, before[0][1][:2])]
-    assert retain(store_engine, MONDAY) == []
+    assert retain(store_engine, THURSDAY) == []
 
 
 def test_classes_go_by_the_longest_prefix(store_engine: Engine) -> None:
@@ -83,8 +83,8 @@ def test_classes_go_by_the_longest_prefix(store_engine: Engine) -> None:
         retention.configure(connection, {"short": ["debug.", "d"], "long": ["debug.energy"], "standard": []})
     for metric in ("debug.frames", "debug.energy", "disk", "m"):
         put(store_engine, (timedelta(0), 1.0), metric=metric)
-    assert retain(store_engine, MONDAY + 8 * DAY, "short") == ["sample_short_20260302"]
-    assert parts(store_engine) == ["sample_long_20260302", "sample_standard_20260302"]
+    assert retain(store_engine, THURSDAY + 8 * DAY, "short") == ["sample_short_20260305"]
+    assert parts(store_engine) == ["sample_long_20260305", "sample_standard_20260305"]
     with store_engine.begin() as connection:
         statement = "SELECT metric, class FROM metrics.series ORDER BY metric"
         assert {row.metric: row[1] for row in connection.execute(text(statement))} == {
@@ -100,17 +100,17 @@ def test_a_clock_that_was_never_set_makes_one_part(store_engine: Engine) -> None
 def test_a_large_week_is_followed_by_days(store_engine: Engine) -> None:
     put(store_engine, (timedelta(0), 1.0))
     with store_engine.begin() as connection:
-        connection.execute(text("UPDATE pg_class SET reltuples = 4e7 WHERE relname = 'sample_standard_20260302'"))
+        connection.execute(text("UPDATE pg_class SET reltuples = 4e7 WHERE relname = 'sample_standard_20260305'"))
     put(store_engine, (8 * DAY, 1.0), (10 * DAY, 1.0))
-    assert parts(store_engine)[1:] == ["sample_standard_20260310", "sample_standard_20260312"]
+    assert parts(store_engine)[1:] == ["sample_standard_20260313", "sample_standard_20260315"]
 
 
 def test_who_writes_by_the_old_beginning_commits_before_it_moves(store_engine: Engine) -> None:
     put(store_engine, (timedelta(0), 1.0))
     late = store_engine.connect()
     transaction = late.begin()
-    samples.insert(late, [Sample("m", "edge-1", "test", {}, MONDAY + timedelta(hours=1), 0, 5.0)])
-    mover = threading.Thread(target=retain, args=(store_engine, MONDAY + 8 * DAY))
+    samples.insert(late, [Sample("m", "edge-1", "test", {}, THURSDAY + timedelta(hours=1), 0, 5.0)])
+    mover = threading.Thread(target=retain, args=(store_engine, THURSDAY + 8 * DAY))
     mover.start()
     waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
 
@@ -129,28 +129,28 @@ def test_who_writes_by_the_old_beginning_commits_before_it_moves(store_engine: E
 def test_a_question_that_reads_keeps_its_parts(store_engine: Engine) -> None:
     put(store_engine, (timedelta(0), 1.0))
     with store_engine.connect() as reader, reader.begin():
-        query = Query(["m"], [Aggregation.SUM], MONDAY, MONDAY + DAY, of_unit(Unit.MINUTE))
+        query = Query(["m"], [Aggregation.SUM], THURSDAY, THURSDAY + DAY, of_unit(Unit.MINUTE))
         prepared = queries.prepare(reader, query)
         with pytest.raises(OperationalError, match="lock timeout"):
-            retain(store_engine, MONDAY + 8 * DAY)
-        assert list(queries.work_out(reader, prepared).series[0].points()) == [(MONDAY, [1.0])]
-    assert retain(store_engine, MONDAY + 8 * DAY) == ["sample_standard_20260302"]
+            retain(store_engine, THURSDAY + 8 * DAY)
+        assert list(queries.work_out(reader, prepared).series[0].points()) == [(THURSDAY, [1.0])]
+    assert retain(store_engine, THURSDAY + 8 * DAY) == ["sample_standard_20260305"]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"granularity": of_unit(Unit.MINUTE)}, {"start": MONDAY + timedelta(minutes=30)},
+        {"granularity": of_unit(Unit.MINUTE)}, {"start": THURSDAY + timedelta(minutes=30)},
         {"aggregations": [Aggregation.PERCENTILE], "percentile": 50.0, "is_exact": True},
     ],
 )  # fmt: skip
 def test_what_only_samples_could_answer_is_refused(store_engine: Engine, changes: dict[str, Any]) -> None:
     put(store_engine, *((timedelta(hours=hour), float(hour)) for hour in range(24 * 20)))
-    assert retain(store_engine, MONDAY + 8 * DAY) == ["sample_standard_20260302"]
+    assert retain(store_engine, THURSDAY + 8 * DAY) == ["sample_standard_20260305"]
     with pytest.raises(InvalidInputError) as caught:
         by_hour(store_engine, **changes)
     assert caught.value.code == "samples_gone"
-    assert by_hour(store_engine, **changes | {"start": MONDAY + 10 * DAY}) != []
+    assert by_hour(store_engine, **changes | {"start": THURSDAY + 10 * DAY}) != []
     near = by_hour(store_engine, aggregations=[Aggregation.PERCENTILE], percentile=50.0, granularity=None)
     assert near[0][1][0][1] == [pytest.approx(239.5, rel=0.01)]
 
@@ -192,13 +192,13 @@ def test_hours_are_those_of_all_that_was_taken(law_engine: Engine, history: list
                     taken.setdefault(hour, []).append(value)
         elif what == "retain":
             kept_from = max(kept_from, given_)
-            retain(law_engine, MONDAY + given_ * DAY)
+            retain(law_engine, THURSDAY + given_ * DAY)
         else:
             with law_engine.begin() as connection:
                 rollups.refresh_hours(connection, *FOREVER)
     asked = [Aggregation.COUNT, Aggregation.MIN, Aggregation.MAX, Aggregation.SUM]
     found = {
-        (moment - MONDAY) // timedelta(hours=1): values
+        (moment - THURSDAY) // timedelta(hours=1): values
         for _, points in by_hour(law_engine, aggregations=asked)
         for moment, values in points
     }
