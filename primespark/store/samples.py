@@ -35,9 +35,7 @@ _FIND_SERIES = text(
 )
 # Sorted wherever rows are taken that another transaction may take too: then none waits for one that waits for it.
 _CREATE_SERIES = text(
-    f"INSERT INTO metrics.series ({_PARTS}, class) SELECT DISTINCT {_PARTS}, coalesce(("
-    " SELECT r.class FROM metrics.retention r, unnest(r.prefixes) AS prefix WHERE starts_with(given.metric, prefix)"
-    f" ORDER BY length(prefix) DESC, r.class LIMIT 1), 'standard') FROM {_GIVEN}"
+    f"INSERT INTO metrics.series ({_PARTS}, class) SELECT DISTINCT {_PARTS}, metrics.class_of(metric) FROM {_GIVEN}"
     " WHERE NOT EXISTS (SELECT 1 FROM metrics.series s WHERE (s.metric, s.device_id, s.source, s.labels)"
     " = (given.metric, given.device_id, given.source, given.labels))"
     " ORDER BY metric, device_id, source, labels ON CONFLICT DO NOTHING"

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Engine
+
 from primespark.store import rollups
 from primespark.store.schema import metadata
 from tests.integration.cloud.test_gate import Gate, gate
@@ -31,6 +33,12 @@ async def test_each_example_is_answered_as_printed(gate: Gate) -> None:
         assert await ask(gate, method, path, body) == json.loads(expected), (path, body)
         with gate.cloud.engine.begin() as connection:
             rollups.refresh_hours(connection, datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC))
+
+
+def test_the_statements_run(store_engine: Engine) -> None:
+    (statements,) = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+    with store_engine.begin() as connection:
+        assert [tuple(row) for row in connection.exec_driver_sql(statements)] == [("pi5-001", 75.5)]
 
 
 def test_the_picture_shows_what_is_there() -> None:
