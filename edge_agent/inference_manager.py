@@ -11,12 +11,14 @@ from edge_agent.slots.in_service import Slots
 from edge_agent.typed_requests import InferenceRequest, InferenceResult, answer_request
 from primespark.core.settings import InferenceSettings, load_settings
 from primespark.inference.catalog import ModelType
+from primespark.inference.hailo_engine import HailoInferenceEngine
 from primespark.inference.models import DETECTOR, load_bundled
 from primespark.inference.onnx_engine import OnnxEngine as CPUInferenceEngine
 
 __all__ = [
     "CPUInferenceEngine",
     "EdgeInferenceManager",
+    "HailoInferenceEngine",
     "InferenceRequest",
     "InferenceResult",
     "ModelType",

@@ -11,13 +11,15 @@ from edge_agent.connectivity import ConnectivityMonitor, LinkHealth
 from edge_agent.database import Database
 from edge_agent.device_clock import DeviceClock
 from edge_agent.operations import OperationType, operation_fact, with_operations
-from edge_agent.priority import Priority as Priority
+from edge_agent.priority import Priority
 from edge_agent.queue import OfflineQueue as OperationQueue
 from edge_agent.queue_status import read_totals
 from primespark.core.paths import home
 from primespark.core.settings import Settings, load_settings
 
-__all__ = ["ConnectivityMonitor", "OfflineManager", "OperationQueue", "OperationType", "get_offline_manager"]
+__all__ = [
+    "ConnectivityMonitor", "OfflineManager", "OperationQueue", "OperationType", "Priority", "get_offline_manager",
+]  # fmt: skip
 
 
 class OfflineManager:
