@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 
 from pydantic import TypeAdapter, ValidationError
 
+from primespark.cloud.metrics import INTAKE
 from primespark.cloud.state import Cloud
 from primespark.core.identifiers import check_device_id
-from primespark.errors import InvalidInputError, TooLargeError
+from primespark.errors import InvalidInputError, PrimeSparkError, TooLargeError
 from primespark.store import samples
 from primespark.store.samples import Sample
 from primespark.sync.records import Name
@@ -23,6 +26,7 @@ _MAX_NAME_CHARACTERS = 128
 _MAX_SAMPLES = 50_000
 _MAX_REASON = 200
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 # Every machine is that to itself.
 _NO_DEVICE = "localhost"
 _name: TypeAdapter[str] = TypeAdapter(Name)
@@ -35,11 +39,13 @@ class Intake:
     Attributes:
         samples: To be stored.
         refused: How many points cannot be.
-        reason: Why the first of these cannot be.
+        skipped: How many say that there is nothing to say.
+        reason: Why the first refused one cannot be stored.
     """
 
     samples: list[Sample] = field(default_factory=list)
     refused: int = 0
+    skipped: int = 0
     reason: str = ""
 
     def add(self, point: Sequence[Sample]) -> None:
@@ -60,10 +66,18 @@ class Intake:
     def refuse(self, reason: str, points: int = 1) -> None:
         """Count points that cannot be stored."""
         self.refused += points
-        self.reason = self.reason or reason[:_MAX_REASON]
+        if points:
+            self.reason = self.reason or reason[:_MAX_REASON]
 
 
-async def store(cloud: Cloud, intake: Intake) -> None:
+class Door(StrEnum):
+    """Where points come in."""
+
+    OTLP = "otlp"
+    REMOTE_WRITE = "remote_write"
+
+
+async def store(cloud: Cloud, intake: Intake, door: Door) -> None:
     """Store what was taken, in one transaction; what is there already is left as it is.
 
     Raises:
@@ -71,15 +85,31 @@ async def store(cloud: Cloud, intake: Intake) -> None:
         DeadlineExceededError: As `Cloud.transact`.
     """
     if intake.samples:
-        await cloud.transact(lambda connection: samples.insert(connection, intake.samples))
+        done = await cloud.transact(lambda connection: samples.insert(connection, intake.samples))
+    else:
+        done = samples.Inserted(0, 0)
+    counts = {
+        "inserted": done.inserted, "duplicate": done.duplicates, "beyond_retention": done.beyond,
+        "refused": intake.refused, "skipped": intake.skipped,
+    }  # fmt: skip
+    for outcome, count in counts.items():
+        INTAKE.labels(door, outcome).inc(count)
+
+
+def told(error: PrimeSparkError) -> tuple[str, dict[str, str]]:
+    """An error for senders that read no problem+json: its text, and the headers of its answer."""
+    headers = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else {}
+    if error.retryable:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s or 1))
+    return f"{error.message} ({error.code}); {error.remedy}".removesuffix("; "), headers
 
 
 def moment(nanoseconds: int) -> datetime:
-    """The time so many nanoseconds after 1970, in whole microseconds; the last there is for one that is later."""
+    """The time so many nanoseconds after 1970, in whole microseconds; the last or first there is for one beyond."""
     try:
         return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
     except OverflowError:
-        return datetime.max.replace(tzinfo=UTC)
+        return _LAST if nanoseconds > 0 else _FIRST
 
 
 def is_device(name: str) -> bool:

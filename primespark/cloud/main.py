@@ -22,6 +22,7 @@ from primespark.cloud import (
     otlp_api,
     people,
     records_api,
+    remote_write_api,
     summary_api,
 )
 from primespark.cloud.lanes import LaneByPath, Lanes
@@ -50,7 +51,7 @@ _STATEMENT_TIMEOUT_S = 30.0
 _SHORTEST_KEY = 16
 _ROUTERS = (
     gate.router, blobs_api.router, blobs_api.people, commands_api.router, conflicts_api.router, lineage_api.router,
-    people.router, analytics_api.router, otlp_api.router, records_api.router,
+    people.router, analytics_api.router, otlp_api.router, records_api.router, remote_write_api.router,
     summary_api.router,
 )  # fmt: skip
 

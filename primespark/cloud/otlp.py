@@ -104,6 +104,7 @@ def _take(intake: Intake, origin: _Origin, metric: Metric) -> None:
     for point in points:
         # It says that there is nothing to say.
         if point.flags & DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK:
+            intake.skipped += 1
             continue
         try:
             taken = _samples(origin, metric.name, point, read_parts(point))

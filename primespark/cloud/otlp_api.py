@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -18,7 +17,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from starlette.responses import Response
 
 from primespark.cloud import otlp
-from primespark.cloud.intake import MAX_BODY_BYTES, Intake, store
+from primespark.cloud.intake import MAX_BODY_BYTES, Door, Intake, store, told
 from primespark.cloud.state import Cloud, cloud_of
 from primespark.core.encoding import GZIP, gunzip
 from primespark.core.web import Role, read_body, require
@@ -41,10 +40,7 @@ class _StatusRoute(APIRoute):
             try:
                 return await handle(request)
             except PrimeSparkError as error:
-                headers = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else {}
-                if error.retryable:
-                    headers["Retry-After"] = str(math.ceil(error.retry_after_s or 1))
-                text = f"{error.message} ({error.code}); {error.remedy}".removesuffix("; ")
+                text, headers = told(error)
                 return _encoded(request, Status(message=text), error.http_status, headers)
 
         return answer
@@ -65,7 +61,7 @@ async def export_metrics(request: Request, cloud: CloudState) -> Response:
         return otlp.read(_from_json(body) if media_type == _JSON else _from_protobuf(body))
 
     intake = await turns_of(request).run(len(body), read)
-    await store(cloud, intake)
+    await store(cloud, intake, Door.OTLP)
     answer = ExportMetricsServiceResponse()
     if intake.refused:
         answer.partial_success.rejected_data_points = intake.refused

@@ -24,6 +24,7 @@ from primespark.cloud import (
     lineage_api,
     otlp_api,
     people,
+    remote_write_api,
     summary_api,
 )
 from primespark.cloud import records_api as cloud_records_api
@@ -118,7 +119,8 @@ def _routes() -> Iterator[str]:
         preprocess_api.router, records_api.router, open_inference.router,
         open_inference.health_router(_nothing, open_health=True), blobs_api.router, commands_api.router,
         analytics_api.router, cloud_records_api.router, conflicts_api.router, gate.router, lineage_api.router,
-        otlp_api.router, people.router, summary_api.router,
+        otlp_api.router, people.router, remote_write_api.router,
+        summary_api.router,
     )  # fmt: skip
     for router in routers:
         for route in router.routes:
