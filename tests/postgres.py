@@ -24,6 +24,7 @@ from primespark.embedded.ports import choose_port
 from primespark.embedded.postgres import EmbeddedPostgres
 from primespark.embedded.supervisor import Service
 from primespark.store import database
+from primespark.store.edition import Edition
 from tests import timescaledb
 
 _START_TIMEOUT_S = 60.0
@@ -113,6 +114,12 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pyte
     else:
         with running(folder, *options) as (server, _process):
             yield PostgresServer(server.url)
+
+
+@pytest.fixture(scope="session")
+def timescaledb_edition(pytestconfig: pytest.Config) -> Edition:
+    """The edition of TimescaleDB that stores of tests have."""
+    return Edition.NONE if pytestconfig.getoption("--timescaledb") is None else Edition.APACHE
 
 
 @pytest.fixture

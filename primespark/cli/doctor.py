@@ -91,7 +91,8 @@ def _examine(settings: Settings, root: Path) -> Iterator[Check]:
     ]
     for name, url, default_port in addresses:
         if url:
-            yield _check_reachable(name, url, default_port)
+            reached = _check_reachable(name, url, default_port)
+            yield _check_store(url) if name == "store" and reached.state is State.OK else reached
         elif running is None:
             yield Check(name, State.ABSENT, "no address is set", "`primespark up` starts an embedded one")
 
@@ -187,6 +188,29 @@ def _check_reachable(name: str, url: str, default_port: int) -> Check:
         where = parts.path if parts.scheme == "unix" else f"{address[0]}:{address[1]}"
         return Check(name, State.BAD, f"{where} does not answer: {error}", "start it, or correct its address")
     return Check(name, State.OK, "answers")
+
+
+def _check_store(url: str) -> Check:
+    """Of a store whose port answers: what serves it."""
+    if find_spec("sqlalchemy") is None or find_spec("psycopg2") is None:
+        return Check("store", State.OK, "answers")
+    from sqlalchemy.exc import DBAPIError
+
+    from primespark.store.database import connect
+    from primespark.store.edition import described
+
+    try:
+        engine = connect(url, pool_size=1)
+        try:
+            with engine.connect() as connection:
+                return Check("store", State.OK, f"answers: {described(connection)}")
+        finally:
+            engine.dispose()
+    except PrimeSparkError as error:
+        return Check("store", State.BAD, error.message, error.remedy)
+    except DBAPIError as error:
+        refusal = str(error.orig).strip().splitlines()[0]
+        return Check("store", State.BAD, refusal, "correct its URL, or what this user may do there")
 
 
 def _revealed(url: SecretStr | None) -> str | None:

@@ -24,6 +24,7 @@ from primespark.store.analytics.plan import Span
 from primespark.store.analytics.queries import MAX_POINTS, Answer, Query
 from primespark.store.analytics.selection import Filter, Op, group_fields
 from primespark.store.analytics.series import Series
+from primespark.store.edition import edition
 from primespark.store.samples import MAX_QUALITY_CHARACTERS
 from primespark.sync.records import Message, Name
 
@@ -152,7 +153,9 @@ async def query_metrics(request: Request, cloud: CloudState) -> Any:
         table = await asyncio.to_thread(export, series, columns, Format(wanted))
         return Response(table, media_type=wanted, headers={"Next-Cursor": cursor} if cursor else None)
     body: dict[str, Any] = {"series": [_points(one, query.aggregations) for one in series], "next_cursor": cursor}
-    return body | {"explain": _explain(answer, is_kept)} if asked.explain else body
+    if asked.explain:
+        body["explain"] = _explain(answer, is_kept) | {"timescaledb": await cloud.transact(edition)}
+    return body
 
 
 @router.post("/latest", dependencies=[Viewer])

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from primespark.store import retention, rollups
+from primespark.store.edition import Edition
 from tests.integration.cloud.test_gate import Gate, gate
 
 __all__ = ["gate"]
@@ -58,7 +59,7 @@ async def test_several_aggregations_by_day_of_a_time_zone_and_by_label(gate: Gat
     }
 
 
-async def test_an_answer_says_from_where_it_was_read(gate: Gate) -> None:
+async def test_an_answer_says_from_where_it_was_read(gate: Gate, timescaledb_edition: Edition) -> None:
     await put(gate, *(metric(hour, float(hour)) for hour in range(48)))
     with gate.cloud.engine.begin() as connection:
         rollups.refresh_hours(connection, T0, T0 + timedelta(hours=47))
@@ -72,6 +73,7 @@ async def test_an_answer_says_from_where_it_was_read(gate: Gate) -> None:
         "hours_read_from_samples": 1,
         "exact": True,
         "cached": False,
+        "timescaledb": timescaledb_edition,
     }
     assert answer.json()["series"][0]["points"] == [["2026-03-28T00:30:00.000000Z", float(sum(range(1, 48)))]]
 

@@ -16,6 +16,7 @@ from primespark.cloud.kva_analytics import (
     get_analytics_engine,
 )
 from primespark.errors import ConfigurationError, InvalidInputError
+from primespark.store.edition import Edition
 from tests.valkey import Valkey, running_valkey
 
 
@@ -88,8 +89,8 @@ async def test_without_a_store_the_next_step_is_told(monkeypatch: pytest.MonkeyP
     get_analytics_engine.cache_clear()
 
 
-def test_a_plain_postgresql_is_told_from_timescaledb(url: str, pytestconfig: pytest.Config) -> None:
+def test_a_plain_postgresql_is_told_from_timescaledb(url: str, timescaledb_edition: Edition) -> None:
     manager = TimescaleDBManager(url)
     manager.initialize()
-    assert manager.edition() == ("none" if pytestconfig.getoption("--timescaledb") is None else "apache")
+    assert manager.edition() == timescaledb_edition
     manager.close()
