@@ -29,17 +29,20 @@ class Lane(StrEnum):
     PUSHES = "pushes"
     DEVICES = "devices"
     PEOPLE = "people"
+    TELEMETRY = "telemetry"
     PROBES = "probes"
     BACKGROUND = "background"
 
 
 # Of devices, as many as can be served before their deadline: a change of the fleet's wakes all that wait.
 MOST_WAITING: Mapping[Lane, int] = {
-    Lane.PUSHES: 256, Lane.DEVICES: 2048, Lane.PEOPLE: 256, Lane.PROBES: 16, Lane.BACKGROUND: 16,
+    Lane.PUSHES: 256, Lane.DEVICES: 2048, Lane.PEOPLE: 256, Lane.TELEMETRY: 64, Lane.PROBES: 16, Lane.BACKGROUND: 16,
 }  # fmt: skip
 _LANES_BY_PATH = (
     ("/sync/v1/conflicts", Lane.PEOPLE),
     ("/sync/v1/", Lane.DEVICES),
+    ("/v1/metrics", Lane.TELEMETRY),
+    ("/api/v1/write", Lane.TELEMETRY),
     ("/readyz", Lane.PROBES),
     ("/health", Lane.PROBES),
 )
@@ -89,10 +92,13 @@ class Lanes:
 def share_out(connections: int) -> dict[Lane, int]:
     """Threads for each lane, `connections` together."""
     rest = connections - 2
-    people = max(1, rest // 4)
-    devices = max(1, (rest - people) // 2)
-    shares = {Lane.PUSHES: rest - people - devices, Lane.DEVICES: devices, Lane.PEOPLE: people}
-    return shares | {Lane.PROBES: 1, Lane.BACKGROUND: 1}
+    people, telemetry = max(1, rest // 4), max(1, rest // 5)
+    devices = max(1, (rest - people - telemetry) // 2)
+    pushes = rest - people - telemetry - devices
+    return {
+        Lane.PUSHES: pushes, Lane.DEVICES: devices, Lane.PEOPLE: people, Lane.TELEMETRY: telemetry,
+        Lane.PROBES: 1, Lane.BACKGROUND: 1,
+    }  # fmt: skip
 
 
 class LaneByPath:

@@ -135,7 +135,7 @@ class StoreSettings(Section):
 
     url: SecretStr | None = None
     # At least one for each lane of the gate.
-    pool_size: Annotated[int, Field(ge=5)] = 10
+    pool_size: Annotated[int, Field(ge=6)] = 12
 
 
 class CacheSettings(Section):

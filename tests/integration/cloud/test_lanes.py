@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import httpx2
 from sqlalchemy import Engine, func, select, text
@@ -14,6 +15,10 @@ from primespark.cloud.lanes import Lane, Lanes
 from primespark.cloud.main import build_app
 from primespark.store import sync_log
 from tests.integration.cloud.test_gate import Gate, batch, fact, gate
+from tests.integration.cloud.test_otlp import post as open_telemetry
+from tests.integration.cloud.test_remote_write import post as remote_write
+from tests.unit.cloud.test_otlp import VALID as OTLP
+from tests.unit.cloud.test_remote_write import VALID, packed
 
 __all__ = ["gate"]
 SIZE, MOST_WAITING = 12, 8
@@ -44,9 +49,9 @@ async def until_waiting(engine: Engine, count: int) -> None:
 
 
 @asynccontextmanager
-async def bounded(gate: Gate, most_waiting: int) -> AsyncIterator[Gate]:
-    """The gate again, with room for so many waiting batches."""
-    cloud = replace(gate.cloud, lanes=Lanes(10, {Lane.PUSHES: most_waiting}))
+async def bounded(gate: Gate, most_waiting: Mapping[Lane, int]) -> AsyncIterator[Gate]:
+    """The gate again, with room for so many who wait."""
+    cloud = replace(gate.cloud, lanes=Lanes(10, most_waiting))
     transport = httpx2.ASGITransport(app=build_app(cloud))
     async with httpx2.AsyncClient(transport=transport, base_url="http://cloud") as client:
         yield Gate(client, cloud, gate.admin["Authorization"].removeprefix("Bearer "))
@@ -54,7 +59,7 @@ async def bounded(gate: Gate, most_waiting: int) -> AsyncIterator[Gate]:
 
 async def test_a_storm_of_batches_that_wait_holds_up_neither_pulls_nor_people(gate: Gate, store_engine: Engine) -> None:
     keys = [await gate.enrol(f"edge-{number}") for number in range(SIZE)]
-    async with bounded(gate, MOST_WAITING) as narrow:
+    async with bounded(gate, {Lane.PUSHES: MOST_WAITING}) as narrow:
         with sync_log_locked(store_engine):
             pushes = [
                 asyncio.create_task(narrow.push(key, batch(1, [fact(1)], f"edge-{number}")))
@@ -89,6 +94,29 @@ async def test_people_who_wait_hold_up_no_device(gate: Gate, store_engine: Engin
     assert {answer.status_code for answer in answers} == {201}
     with store_engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(text("sync.document"))).scalar_one() == SIZE
+
+
+async def test_a_storm_of_telemetry_that_waits_holds_up_neither_devices_nor_people(
+    gate: Gate, store_engine: Engine
+) -> None:
+    key = await gate.enrol()
+    async with bounded(gate, {Lane.TELEMETRY: MOST_WAITING}) as narrow:
+        # Whoever writes samples waits for who changes from when on they are kept.
+        with store_engine.connect() as connection, connection.begin():
+            connection.execute(text("SELECT pg_advisory_xact_lock(7301008)"))
+            doors = [partial(remote_write, narrow, packed(VALID)), partial(open_telemetry, narrow, OTLP)] * SIZE
+            sent = [asyncio.create_task(send()) for send in doors]
+            await until_waiting(store_engine, 1)
+            async with asyncio.timeout(5):
+                people = [narrow.client.get("/api/v1/devices", headers=gate.admin) for _ in range(SIZE)]
+                pulls = [narrow.client.get("/sync/v1/pull", headers=key) for _ in range(SIZE)]
+                answers = await asyncio.gather(*people, *pulls, narrow.client.get("/readyz"))
+            assert {answer.status_code for answer in answers} == {200}
+        told = await asyncio.wait_for(asyncio.gather(*sent), 20)
+    refused = [answer for answer in told if answer.status_code == 503]
+    assert refused
+    assert {answer.headers["Retry-After"] for answer in refused} == {"2"}
+    assert {answer.status_code for answer in told if answer not in refused} == {200, 204}
 
 
 async def write(gate: Gate, number: int) -> httpx2.Response:

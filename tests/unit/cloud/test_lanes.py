@@ -62,6 +62,8 @@ def test_every_lane_has_threads_and_together_as_many_as_there_are_connections(co
         ("/sync/v1/pull", Lane.DEVICES),
         ("/sync/v1/conflicts/7/resolve", Lane.PEOPLE),
         ("/api/v1/devices", Lane.PEOPLE),
+        ("/api/v1/write", Lane.TELEMETRY),
+        ("/v1/metrics", Lane.TELEMETRY),
         ("/nothing", Lane.PEOPLE),
         ("/readyz", Lane.PROBES),
         ("/health", Lane.PROBES),
