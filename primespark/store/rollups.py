@@ -18,6 +18,8 @@ _GIVEN = "unnest(CAST(:series AS bigint[]), CAST(:buckets AS timestamptz[])) AS 
 _SAMPLES = (
     "metrics.sample WHERE series_id = given.series_id AND value IS NOT NULL"
     " AND time >= given.bucket AND time < given.bucket + interval '1 hour'"
+    # By these parts are left out before the plan is made, not after.
+    " AND time >= :first AND time < :last"
 )
 _KEEP = (
     " ON CONFLICT (series_id, bucket) DO UPDATE SET (n, sum, m2, min, max, first, last)"
@@ -87,7 +89,11 @@ def _refresh(connection: Connection, window: dict[str, datetime]) -> list[tuple[
     marks = sorted({(series, bucket) for series, bucket in connection.execute(_TAKE_MARKS, window)})
     if marks:
         # Statements of their own: they see every sample whose mark the statement before them has taken.
-        hours = {"series": [series for series, _ in marks], "buckets": [bucket for _, bucket in marks]}
+        buckets = [bucket for _, bucket in marks]
+        hours = {
+            "series": [series for series, _ in marks], "buckets": buckets,
+            "first": min(buckets), "last": max(buckets) + HOUR,
+        }  # fmt: skip
         connection.execute(_HOURS, hours)
         connection.execute(_HISTOGRAMS, hours)
         days = sorted({(series, floor(bucket, DAY)) for series, bucket in marks})

@@ -81,6 +81,11 @@ class Reading:
         }  # fmt: skip
         for name, spans in (("days", self.plan.days), ("hours", self.plan.hours), ("raw", self.plan.raw)):
             bound |= {f"{name}_from": [begin for begin, _ in spans], f"{name}_to": [finish for _, finish in spans]}
+        if self.plan.raw:
+            bound |= {"raw_first": min(self.plan.raw)[0], "raw_last": max(finish for _, finish in self.plan.raw)}
+        if self.stale:
+            hours = [hour for _, hour in self.stale]
+            bound |= {"stale_first": min(hours), "stale_last": max(hours) + HOUR}
         return bound
 
 
@@ -166,15 +171,17 @@ def histogram_percentile(connection: Connection, reading: Reading, percentile: f
     )
 
 
+# First and last are no conditions of their own: by them parts are left out before the plan is made, not after.
 _SAMPLES_OF_SPANS = (
     "unnest(CAST(:raw_from AS timestamptz[]), CAST(:raw_to AS timestamptz[])) AS raw(begin, finish) ON true"
     " JOIN metrics.sample m ON m.series_id = c.series_id AND m.time >= raw.begin AND m.time < raw.finish"
-    " AND m.value IS NOT NULL"
+    " AND m.value IS NOT NULL AND m.time >= :raw_first AND m.time < :raw_last"
 )
 _SAMPLES_OF_STALE_HOURS = (
     "unnest(CAST(:stale_series AS bigint[]), CAST(:stale_hours AS timestamptz[])) AS stale(series_id, hour)"
     " USING (series_id) JOIN metrics.sample m ON m.series_id = c.series_id"
     " AND m.time >= stale.hour AND m.time < stale.hour + interval '1 hour' AND m.value IS NOT NULL"
+    " AND m.time >= :stale_first AND m.time < :stale_last"
 )
 
 
