@@ -36,6 +36,7 @@ scrape_configs:
 """
 PAGE = (Path(__file__).parents[3] / "docs" / "analytics.md").read_text(encoding="utf-8")
 (DOCUMENTED,) = re.findall(r"```yaml\n(remote_write:.*?)```", PAGE, re.DOTALL)
+COUNTED = 'primespark_intake_samples_total{{door="remote_write",outcome="{}"}}'
 IN_A_HURRY = """\
       batch_send_deadline: 50ms
       min_backoff: 30ms
@@ -44,7 +45,7 @@ IN_A_HURRY = """\
 
 
 class Oven:
-    """Tells its metrics as text: one counts how often it was asked, one has no value, and one ends."""
+    """Tells its metrics as text: how often it was asked, one without a value, and bread, which ends in fire."""
 
     def __init__(self) -> None:
         oven = self
@@ -54,7 +55,7 @@ class Oven:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 oven.asked += 1
-                bread = f'loaves{{kind="rye"}} {oven.asked / 7}\n' if oven.has_bread else ""
+                bread = f'loaves{{kind="rye"}} {oven.asked / 7}\n' if oven.has_bread else "heat +Inf\n"
                 body = f"asked_total {oven.asked}\nmood NaN\n{bread}".encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "text/plain; version=0.0.4")
@@ -128,6 +129,12 @@ def stored(engine: Engine, source: str) -> set[tuple[str, str, str, int, float]]
         return {(metric, job, kind, int(at), value) for metric, job, kind, at, value in rows}
 
 
+def value_of(metrics: str, beginning: str) -> float:
+    """Of the only line that begins so."""
+    (line,) = (line for line in metrics.splitlines() if line.startswith(beginning))
+    return float(line.rpartition(" ")[2])
+
+
 @pytest.mark.skipif(PROMETHEUS is None, reason="no Prometheus: apt-get install prometheus")
 def test_all_that_a_prometheus_has_is_stored_despite_a_kill_of_the_cloud(store_engine: Engine, tmp_path: Path) -> None:
     home, oven = CloudHome(tmp_path, store_engine.url.render_as_string(hide_password=False)), Oven()
@@ -153,8 +160,12 @@ def test_all_that_a_prometheus_has_is_stored_despite_a_kill_of_the_cloud(store_e
                 found = stored(store_engine, source)
                 assert found <= kept_by_prometheus(url, source)
             metrics = httpx2.get(f"{home.url}/metrics", headers={"Authorization": f"Bearer {key.read_text()}"}).text
+            answers = httpx2.get(f"{url}/metrics").text
         finally:
             cloud.kill()
     assert {value for name, *_, value in kept["oven"] if name == "asked_total"} & set(meanwhile)
     assert ("loaves", "rye") in {(name, kind) for name, _, kind, *_ in kept["oven"]}
-    assert 'primespark_intake_samples_total{door="remote_write",outcome="skipped"}' in metrics
+    # What cannot be stored held up nothing, and nothing else was given up for it.
+    counted = {outcome: value_of(metrics, COUNTED.format(outcome)) for outcome in ("inserted", "skipped", "refused")}
+    assert min(counted.values()) > 0, counted
+    assert value_of(answers, "prometheus_remote_storage_samples_retried_total") > 0

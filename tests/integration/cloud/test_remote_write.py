@@ -13,6 +13,7 @@ import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from primespark.cloud.main import build_app
 from primespark.core.web.bodies import MINIMUM_BUDGET_BYTES
@@ -116,6 +117,20 @@ async def test_what_cannot_be_stored_is_told_and_all_else_is_stored(gate: Gate) 
     assert answer.text.startswith("2 samples cannot be stored, the first since: power_watts: not a finite number")
     assert "samples_refused" in answer.text
     assert gate.count("metrics.sample") == 2
+
+
+async def test_what_became_of_samples_is_counted(gate: Gate) -> None:
+    def counted() -> list[float]:
+        values = (
+            REGISTRY.get_sample_value("primespark_intake_samples_total", {"door": "remote_write", "outcome": outcome})
+            for outcome in ("inserted", "duplicate", "beyond_retention", "refused", "skipped")
+        )
+        return [value or 0.0 for value in values]
+
+    before = counted()
+    for body in (VALID, VALID + series(named(kind="bad"), sample(math.inf), *[sample(math.nan)] * 3)):
+        await post(gate, packed(body))
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [2, 2, 0, 1, 3]
 
 
 async def test_metadata_alone_is_nothing_to_store(gate: Gate) -> None:

@@ -149,7 +149,7 @@ def test_all_points_of_a_resource_that_cannot_be_stored_are_counted() -> None:
 
 def test_a_point_without_a_recorded_value_is_neither_stored_nor_refused() -> None:
     intake = otlp.read(request(gauge({"flags": 1, **TIME})))
-    assert (intake.samples, intake.refused) == ([], 0)
+    assert (intake.samples, intake.refused, intake.skipped) == ([], 0, 1)
 
 
 def test_a_body_that_would_be_much_work_is_refused_without_it() -> None:
