@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer
 
 from primespark.windows.engine import Output
 from primespark.windows.results import WindowResult
-from primespark.windows.tumbling import LateRecord
+from primespark.windows.running import LateRecord
 from streams.topics import DEAD_LETTER_TOPIC
 
 # Below the broker's usual bound of 1 MB with room for headers; longer poison is cut.

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
+
+from primespark.windows.quantiles import Quantiles
 
 # Event time, offset, row within the message: the order in which records are first and last.
 Position = tuple[int, int, int]
@@ -26,6 +28,8 @@ class AggregationFunction(StrEnum):
     VARIANCE = "variance"
     FIRST = "first"
     LAST = "last"
+    RATE = "rate"
+    PERCENTILE = "percentile"
 
 
 class Aggregate:
@@ -43,9 +47,12 @@ class Aggregate:
         "maximum",
         "mean",
         "minimum",
+        "quantiles",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_quantiles: bool = False) -> None:
+        # For percentiles alone: they take more room than all the rest.
+        self.quantiles = Quantiles() if with_quantiles else None
         self.count = 0
         self._total = 0.0
         self._compensation = 0.0
@@ -77,6 +84,8 @@ class Aggregate:
             self.minimum = value
         if value > self.maximum:
             self.maximum = value
+        if self.quantiles is not None:
+            self.quantiles.add(value)
 
     def merge(self, other: Aggregate) -> None:
         """Take in all that `other` has seen; `other` stays as it is."""
@@ -95,22 +104,33 @@ class Aggregate:
         self._compensation += other._compensation
         self.minimum = min(self.minimum, other.minimum)
         self.maximum = max(self.maximum, other.maximum)
+        if self.quantiles is not None and other.quantiles is not None:
+            self.quantiles.merge(other.quantiles)
 
-    def value(self, function: AggregationFunction, ddof: int = 1) -> float | None:
+    def value(
+        self, function: AggregationFunction, *, ddof: int = 1, percentile: float = 50.0, span_s: float = 1.0
+    ) -> float | None:
         """What `function` says; None where it has no value or the value left the range of a double.
 
         Args:
             function: The function of the rule.
             ddof: Divisor of variance and stddev is count - ddof; 1 is the sample's, as in SQL, 0 the population's.
+            percentile: Which one, 0 to 100.
+            span_s: Length of the window, for the rate.
         """
         if function is AggregationFunction.COUNT:
             return float(self.count)
+        if function is AggregationFunction.RATE:
+            return self.count / span_s
         if not self.count:
             return None
-        result = self._spread(function, ddof) if function in _SPREAD else self._plain(function)
+        if function is AggregationFunction.PERCENTILE:
+            result = self.quantiles.percentile(percentile) if self.quantiles is not None else None
+        else:
+            result = self._spread(function, ddof) if function in _SPREAD else self._plain(function)
         return result if result is not None and math.isfinite(result) else None
 
-    def to_state(self) -> list[float]:
+    def to_state(self) -> list[Any]:
         """A JSON list from which `from_state` builds the same aggregate, bit for bit."""
         return [
             self.count,
@@ -124,10 +144,11 @@ class Aggregate:
             *self.first_position,
             self.last,
             *self.last_position,
+            *([] if self.quantiles is None else [self.quantiles.to_state()]),
         ]
 
     @classmethod
-    def from_state(cls, state: list[float]) -> Self:
+    def from_state(cls, state: list[Any]) -> Self:
         """The aggregate that wrote `state`."""
         self = cls()
         self.count = int(state[0])
@@ -135,6 +156,7 @@ class Aggregate:
         self.first_position = (int(state[8]), int(state[9]), int(state[10]))
         self.last = state[11]
         self.last_position = (int(state[12]), int(state[13]), int(state[14]))
+        self.quantiles = Quantiles.from_state(state[15]) if len(state) > 15 else None
         return self
 
     def _add_to_total(self, value: float) -> None:

@@ -15,7 +15,7 @@ from primespark.errors import IntegrityError
 from primespark.windows.records import Batch, Counters
 from primespark.windows.results import WindowResult
 from primespark.windows.rules import AggregationRule
-from primespark.windows.tumbling import LateRecord, TumblingRule
+from primespark.windows.running import LateRecord, RunningRule
 
 SNAPSHOT_VERSION = 1
 # A topic and a partition number.
@@ -42,8 +42,8 @@ class WindowEngine:
     """Rules in file order over assigned partitions; not thread safe."""
 
     def __init__(self, rules: Iterable[AggregationRule]) -> None:
-        self._rules = [TumblingRule(rule) for rule in rules if rule.enabled]
-        self._by_topic: dict[str, list[TumblingRule]] = {}
+        self._rules = [RunningRule(rule) for rule in rules if rule.enabled]
+        self._by_topic: dict[str, list[RunningRule]] = {}
         for rule in self._rules:
             self._by_topic.setdefault(rule.rule.source_topic, []).append(rule)
         self._targets = {rule.rule.rule_id: rule.rule.target_topic for rule in self._rules}

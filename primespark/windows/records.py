@@ -45,6 +45,7 @@ class Counters:
     late_dropped: int = 0
     invalid: int = 0
     ungrouped: int = 0
+    filtered: int = 0
     future: int = 0
 
 

@@ -11,10 +11,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class ResultKind(StrEnum):
-    """`final` is a window's first result, `late_update` every later one."""
+    """`final` is a window's first result, `late_update` every later one, `retract` says that there is none any more."""
 
     FINAL = "final"
     LATE_UPDATE = "late_update"
+    RETRACT = "retract"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from primespark.core.settings import read_yaml_document
-from primespark.errors import ConfigurationError
+from primespark.errors import ConfigurationError, InvalidInputError
 from primespark.windows.aggregates import AggregationFunction
+from primespark.windows.filters import Condition, condition
 
-WINDOW_TYPES = ("tumbling",)
 # Messages are keyed by the device, so a group that names it lies in one partition whole.
 MESSAGE_KEY_FIELD = "device_id"
 
@@ -21,15 +22,35 @@ _SecondsOrZero = Annotated[float, Field(ge=0, le=31_536_000, strict=True)]
 _AnySeconds = Annotated[float, Field(ge=-31_536_000, le=31_536_000, strict=True)]
 
 
+# A sliding window's result is made of its panes anew whenever one of them changes.
+MAX_OVERLAP = 1000
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class WindowConfig(_Strict):
-    """Shape and bounds of a rule's windows; `None` switches a bound off."""
+class WindowType(StrEnum):
+    """How windows lie on the axis of time."""
 
-    window_type: str = "tumbling"
-    size_seconds: _Seconds
+    TUMBLING = "tumbling"
+    SLIDING = "sliding"
+    SESSION = "session"
+
+
+class WindowConfig(_Strict):
+    """Shape and bounds of a rule's windows; of the bounds below `None` switches one off.
+
+    Attributes:
+        size_seconds: Of a tumbling or sliding window.
+        slide_seconds: From the beginning of a sliding window to that of the next, at most its size.
+        session_gap_seconds: Records that are further apart belong to different sessions.
+    """
+
+    window_type: WindowType = WindowType.TUMBLING
+    size_seconds: _Seconds | None = None
+    slide_seconds: _Seconds | None = None
+    session_gap_seconds: _Seconds | None = None
     offset_seconds: _AnySeconds = 0.0
     max_out_of_orderness_seconds: _SecondsOrZero = 10.0
     allowed_lateness_seconds: _SecondsOrZero | None = 600.0
@@ -37,12 +58,26 @@ class WindowConfig(_Strict):
     max_future_seconds: _SecondsOrZero | None = 60.0
     watermark_scope: Literal["partition", "key"] = "partition"
 
-    @field_validator("window_type")
+    @field_validator("window_type", mode="before")
     @classmethod
-    def _known_type(cls, value: str) -> str:
-        if value not in WINDOW_TYPES:
-            raise ValueError(f"{value!r} is not available; available: {', '.join(WINDOW_TYPES)}")
+    def _known_type(cls, value: object) -> object:
+        if value not in list(WindowType):
+            raise ValueError(f"{value!r} is not available; available: {', '.join(WindowType)}")
         return value
+
+    @model_validator(mode="after")
+    def _of_its_type(self) -> Self:
+        needed = _NEEDED[self.window_type]
+        for name in ("size_seconds", "slide_seconds", "session_gap_seconds"):
+            if (getattr(self, name) is not None) != (name in needed):
+                raise ValueError(f"{self.window_type.value} windows have {' and '.join(needed)}, and no {name}")
+        if self.slide_ms > self.size_ms:
+            raise ValueError("slide_seconds is at most size_seconds, or records between two windows would be in none")
+        if self.slide_ms and self.size_ms // self.slide_ms > MAX_OVERLAP:
+            raise ValueError(f"a record is in at most {MAX_OVERLAP} windows")
+        if self.window_type is WindowType.SESSION and self.offset_seconds:
+            raise ValueError("sessions have no offset")
+        return self
 
     @field_validator("*")
     @classmethod
@@ -53,8 +88,18 @@ class WindowConfig(_Strict):
 
     @property
     def size_ms(self) -> int:
-        """Length of a window."""
-        return round(self.size_seconds * 1000)
+        """Length of a window; 0 for sessions."""
+        return round((self.size_seconds or 0) * 1000)
+
+    @property
+    def slide_ms(self) -> int:
+        """From the beginning of a window to that of the next; 0 for sessions."""
+        return round((self.slide_seconds or self.size_seconds or 0) * 1000)
+
+    @property
+    def session_gap_ms(self) -> int:
+        """How far apart the records of a session are at most; 0 for others."""
+        return round((self.session_gap_seconds or 0) * 1000)
 
     @property
     def offset_ms(self) -> int:
@@ -82,6 +127,13 @@ class WindowConfig(_Strict):
         return _to_ms(self.max_future_seconds)
 
 
+_NEEDED = {
+    WindowType.TUMBLING: ("size_seconds",),
+    WindowType.SLIDING: ("size_seconds", "slide_seconds"),
+    WindowType.SESSION: ("session_gap_seconds",),
+}
+
+
 class AggregationRule(_Strict):
     """One aggregation over the records of one topic."""
 
@@ -90,9 +142,11 @@ class AggregationRule(_Strict):
     target_topic: _TopicName
     window_config: WindowConfig
     aggregation_function: AggregationFunction
+    percentile: Annotated[float, Field(ge=0, le=100)] | None = None
     ddof: Annotated[int, Field(ge=0, le=1, strict=True)] = 1
     group_by: Annotated[tuple[str, ...], Field(min_length=1, max_length=8)] = (MESSAGE_KEY_FIELD,)
     value_field: Annotated[str, Field(min_length=1)] | None = None
+    filters: Annotated[tuple[tuple[str, str, Any], ...], Field(max_length=32)] = ()
     enabled: Annotated[bool, Field(strict=True)] = True
 
     @field_validator("aggregation_function", mode="before")
@@ -109,11 +163,29 @@ class AggregationRule(_Strict):
             raise ValueError(f"group_by must contain {MESSAGE_KEY_FIELD!r}, the key of the messages")
         if len(set(self.group_by)) != len(self.group_by):
             raise ValueError("group_by names a field twice")
-        if self.value_field is None and self.aggregation_function is not AggregationFunction.COUNT:
-            raise ValueError(f"value_field is required for {self.aggregation_function.value}; only count works without")
+        function = self.aggregation_function
+        if self.value_field is None and function not in (AggregationFunction.COUNT, AggregationFunction.RATE):
+            raise ValueError(f"value_field is required for {function.value}; only count and rate work without")
+        if (self.percentile is not None) != (function is AggregationFunction.PERCENTILE):
+            raise ValueError("percentile is a number from 0 to 100 for that function, and for no other")
         if self.source_topic in (self.target_topic, self.late_topic):
             raise ValueError("source_topic and target_topic must differ")
         return self
+
+    @field_validator("filters")
+    @classmethod
+    def _possible(cls, value: tuple[tuple[str, str, Any], ...]) -> tuple[tuple[str, str, Any], ...]:
+        for given in value:
+            try:
+                condition(*given)
+            except InvalidInputError as error:
+                raise ValueError(f"{error.message}; {error.remedy}") from None
+        return value
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """The filters as functions of rows."""
+        return [condition(*given) for given in self.filters]
 
     @property
     def late_topic(self) -> str:

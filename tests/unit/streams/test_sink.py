@@ -7,7 +7,7 @@ import json
 from primespark.windows.engine import Output
 from primespark.windows.records import Batch
 from primespark.windows.results import ResultKind, WindowResult
-from primespark.windows.tumbling import LateRecord
+from primespark.windows.running import LateRecord
 from streams.sink import DeadLetter, Outgoing, to_messages
 from tests.unit.windows.histories import make_rule
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from primespark.windows.aggregates import AggregationFunction
 from primespark.windows.engine import Output, WindowEngine
 from primespark.windows.records import Batch
 from primespark.windows.rules import AggregationRule, parse_rules
@@ -19,7 +20,9 @@ DEVICES = {"a": 0, "b": 1, "c": 2, "d": 0}
 
 
 def make_rule(window: dict[str, Any] | None = None, **fields: Any) -> AggregationRule:
-    config = {"size_seconds": 10, "max_out_of_orderness_seconds": 0, "max_future_seconds": None, **(window or {})}
+    given = window or {}
+    shape = {} if "session_gap_seconds" in given else {"size_seconds": 10}
+    config = {**shape, "max_out_of_orderness_seconds": 0, "max_future_seconds": None, **given}
     values = {
         "rule_id": "r", "source_topic": TOPIC, "target_topic": "out", "aggregation_function": "sum",
         "value_field": "cpu_percent", "window_config": config, **fields,
@@ -66,18 +69,26 @@ _seconds = st.sampled_from([0.0, 0.001, 0.5, 2.0, 10.0])
 
 @st.composite
 def rules(draw: st.DrawFn) -> AggregationRule:
-    """A tumbling rule with every bound drawn."""
+    """A rule of any window type with every bound drawn."""
+    window_type = draw(st.sampled_from(["tumbling", "sliding", "session"]))
+    shape: dict[str, Any] = {"offset_seconds": draw(st.sampled_from([0.0, 0.3, -0.7]))}
+    if window_type == "tumbling":
+        shape["size_seconds"] = draw(st.sampled_from([1.0, 2.5, 10.0]))
+    elif window_type == "sliding":
+        shape["size_seconds"], shape["slide_seconds"] = draw(st.sampled_from([(10.0, 2.5), (5.0, 2.0), (1.0, 1.0)]))
+    else:
+        shape = {"session_gap_seconds": draw(st.sampled_from([0.001, 1.0, 2.5, 7.0]))}
     window = {
-        "size_seconds": draw(st.sampled_from([1.0, 2.5, 10.0])),
-        "offset_seconds": draw(st.sampled_from([0.0, 0.3, -0.7])),
+        "window_type": window_type, **shape,
         "max_out_of_orderness_seconds": draw(_seconds),
         "allowed_lateness_seconds": draw(st.none() | _seconds),
         "idle_timeout_seconds": draw(st.none() | st.sampled_from([0.5, 5.0])),
         "max_future_seconds": draw(st.none() | st.sampled_from([0.0, 20.0])),
         "watermark_scope": draw(st.sampled_from(["key", "partition"])),
-    }
-    function = draw(st.sampled_from(["sum", "avg", "min", "max", "count", "first", "last", "stddev", "variance"]))
-    return make_rule(window, aggregation_function=function, ddof=draw(st.integers(0, 1)))
+    }  # fmt: skip
+    function = draw(st.sampled_from([*AggregationFunction]))
+    percentile = draw(st.sampled_from([0.0, 50.0, 95.0, 100.0])) if function == "percentile" else None
+    return make_rule(window, aggregation_function=function, ddof=draw(st.integers(0, 1)), percentile=percentile)
 
 
 @st.composite

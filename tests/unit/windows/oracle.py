@@ -1,4 +1,4 @@
-"""What tumbling windows must say, worked out from whole histories in plain Python, without the engine's code.
+"""What aligned windows must say, worked out from whole histories in plain Python, without the engine's code.
 
 Slow on purpose: for each step everything is computed anew from all steps before it.
 """
@@ -6,9 +6,11 @@ Slow on purpose: for each step everything is computed anew from all steps before
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+
+import numpy as np
 
 from primespark.windows.rules import AggregationRule
 
@@ -44,9 +46,9 @@ class Said:
 def run(rule: AggregationRule, steps: Sequence[Step]) -> tuple[list[list[Said]], int]:
     """What each step says, and how many rows come too late."""
     config = rule.window_config
-    size, offset, lateness = config.size_ms, config.offset_ms, config.allowed_lateness_ms
+    lateness = config.allowed_lateness_ms
     told: list[list[Said]] = []
-    late: set[int] = set()
+    late: set[tuple[int, int]] = set()
     future = {
         number
         for number, step in enumerate(steps)
@@ -54,42 +56,50 @@ def run(rule: AggregationRule, steps: Sequence[Step]) -> tuple[list[list[Said]],
     }
     for number, step in enumerate(steps):
         is_row = step.partition is not None and number not in future
-        start = math.floor((step.ts - offset) / size) * size + offset
         if is_row and lateness is not None:
-            before = _watermark(rule, steps, future, number - 1, step.device)
-            if before is not None and before >= start + size + lateness:
-                late.add(number)
-        told.append(_told(rule, steps, late | future, future, number))
-    return told, len(late)
+            before = watermark(rule, steps, future, number - 1, step.device)
+            for start in _starts(rule, step.ts):
+                if before is not None and before >= start + config.size_ms + lateness:
+                    late.add((number, start))
+        told.append(_told(rule, steps, late, future, number))
+    return told, len({number for number, _ in late})
 
 
-def expected_value(function: str, values: Sequence[float], ddof: int = 1) -> float | None:
+def _starts(rule: AggregationRule, moment: int) -> list[int]:
+    """Where the windows begin that a moment lies in."""
+    config = rule.window_config
+    slide, offset = config.slide_ms, config.offset_ms
+    last = math.floor((moment - offset) / slide)
+    candidates = [number * slide + offset for number in range(last - config.size_ms // slide - 2, last + 2)]
+    return [start for start in candidates if start <= moment < start + config.size_ms]
+
+
+def expected_value(
+    function: str, values: Sequence[float], *, ddof: int = 1, percentile: float | None = None, span_s: float = 1
+) -> float | None:
     """The aggregate in exact arithmetic, rounded once; of values in the order of event time."""
+    if percentile is not None:
+        return float(np.percentile(values, percentile))
+    if function in _SIMPLE:
+        return _SIMPLE[function](values)
+    if function in ("count", "rate"):
+        return len(values) / (span_s if function == "rate" else 1)
     exact = [Fraction(value) for value in values]
     mean = sum(exact) / len(exact)
-    spread = sum((value - mean) ** 2 for value in exact)
-    match function:
-        case "count":
-            return float(len(values))
-        case "sum":
-            return float(sum(exact))
-        case "avg":
-            return float(mean)
-        case "min":
-            return min(values)
-        case "max":
-            return max(values)
-        case "first":
-            return values[0]
-        case "last":
-            return values[-1]
+    if function in ("sum", "avg"):
+        return float(sum(exact) if function == "sum" else mean)
     if len(values) <= ddof:
         return None
-    variance = float(spread / (len(values) - ddof))
+    variance = float(sum((value - mean) ** 2 for value in exact) / (len(values) - ddof))
     return variance if function == "variance" else math.sqrt(variance)
 
 
-def _watermark(rule: AggregationRule, steps: Sequence[Step], future: set[int], last: int, device: str) -> int | None:
+_SIMPLE: dict[str, Callable[[Sequence[float]], float]] = {
+    "min": min, "max": max, "first": lambda values: values[0], "last": lambda values: values[-1],
+}  # fmt: skip
+
+
+def watermark(rule: AggregationRule, steps: Sequence[Step], future: set[int], last: int, device: str) -> int | None:
     """How far time has come for the device after step number `last`."""
     config = rule.window_config
     seen = [(number, step) for number, step in enumerate(steps[: last + 1]) if number not in future]
@@ -119,21 +129,23 @@ def _common(rule: AggregationRule, steps: Sequence[Step], clock_ms: int, skipped
     return None if lowest == -math.inf else int(lowest)
 
 
-def _told(rule: AggregationRule, steps: Sequence[Step], skipped: set[int], future: set[int], now: int) -> list[Said]:
+def _told(
+    rule: AggregationRule, steps: Sequence[Step], late: set[tuple[int, int]], future: set[int], now: int
+) -> list[Said]:
     """What step `now` makes the windows say."""
-    config = rule.window_config
-    size, offset = config.size_ms, config.offset_ms
+    size = rule.window_config.size_ms
     members: dict[tuple[str, int], list[int]] = {}
     for number, step in enumerate(steps[: now + 1]):
-        if step.partition is not None and number not in skipped:
-            start = math.floor((step.ts - offset) / size) * size + offset
-            members.setdefault((step.device, start), []).append(number)
+        if step.partition is not None and number not in future:
+            for start in _starts(rule, step.ts):
+                if (number, start) not in late:
+                    members.setdefault((step.device, start), []).append(number)
     said = []
     for (device, start), numbers in members.items():
         revision = 0
         last_told = -1
         for upto in range(numbers[0], now + 1):
-            reached = _watermark(rule, steps, future, upto, device)
+            reached = watermark(rule, steps, future, upto, device)
             is_over = reached is not None and reached >= start + size
             if (is_over and revision == 0) or (revision > 0 and upto in numbers):
                 revision += 1

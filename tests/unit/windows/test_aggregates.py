@@ -23,7 +23,7 @@ records = st.lists(st.tuples(st.integers(-5, 5), values), max_size=15)
 
 
 def aggregate(items: list[tuple[int, float]], first_offset: int = 0) -> Aggregate:
-    result = Aggregate()
+    result = Aggregate(with_quantiles=True)
     for offset, (moment, value) in enumerate(items, first_offset):
         result.add(value, (moment, offset, 0))
     return result
@@ -33,11 +33,12 @@ def assert_same(found: Aggregate, expected: list[tuple[int, float]], ddof: int) 
     by_time = [value for _, _, value in sorted((moment, at, value) for at, (moment, value) in enumerate(expected))]
     scale = max([abs(value) for value in by_time], default=0.0)
     for function in FUNCTIONS:
-        result = found.value(function, ddof)
+        percentile = 95.0 if function is AggregationFunction.PERCENTILE else None
+        result = found.value(function, ddof=ddof, percentile=95.0, span_s=10)
         if not by_time:
-            assert result == (0.0 if function is AggregationFunction.COUNT else None)
+            assert result == (0.0 if function in (AggregationFunction.COUNT, AggregationFunction.RATE) else None)
             continue
-        exact = expected_value(function, by_time, ddof)
+        exact = expected_value(function, by_time, ddof=ddof, percentile=percentile, span_s=10)
         power = 2 if function is AggregationFunction.VARIANCE else 1
         assert result == (None if exact is None else pytest.approx(exact, rel=1e-9, abs=1e-13 * scale**power + 1e-300))
 
@@ -54,7 +55,7 @@ def test_parts_merged_in_any_order_equal_the_whole(
     bounds = sorted({0, len(items), *(min(cut, len(items)) for cut in cuts)})
     parts = [aggregate(items[low:high], low) for low, high in pairwise(bounds)]
     random.Random(seed).shuffle(parts)
-    merged = Aggregate()
+    merged = Aggregate(with_quantiles=True)
     for part in parts:
         before = part.to_state()
         merged.merge(part)
@@ -66,9 +67,9 @@ def test_parts_merged_in_any_order_equal_the_whole(
 def test_an_empty_part_is_neutral_from_both_sides(items: list[tuple[int, float]]) -> None:
     found = aggregate(items)
     before = found.to_state()
-    found.merge(Aggregate())
+    found.merge(Aggregate(with_quantiles=True))
     assert found.to_state() == before
-    other = Aggregate()
+    other = Aggregate(with_quantiles=True)
     other.merge(found)
     assert_same(other, items, 1)
 
@@ -108,7 +109,7 @@ def test_a_state_through_json_goes_on_bit_for_bit(
 def test_variance_near_a_billion_keeps_its_digits(parts: int) -> None:
     """A sum of squares says 49.8 here where 0.29 is right."""
     samples = 1e9 + np.random.default_rng(7).uniform(0, 1, 10_000)
-    merged = Aggregate()
+    merged = Aggregate(with_quantiles=True)
     for offset, part in enumerate(np.array_split(samples, parts)):
         merged.merge(aggregate([(0, float(value)) for value in part], offset * 10_000))
     exact = expected_value("variance", samples.tolist())

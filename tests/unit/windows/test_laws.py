@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from primespark.windows.results import ResultKind, WindowResult
+from primespark.windows.results import WindowResult
 from primespark.windows.rules import AggregationRule
 from tests.helpers import rounds
-from tests.unit.windows import oracle
+from tests.unit.windows import oracle, session_oracle
 from tests.unit.windows.histories import Feed, histories, make_engine, reborn, rules
 from tests.unit.windows.oracle import Step
+from tests.unit.windows.session_oracle import SaidOfSession
 
 
 def tell(result: WindowResult) -> tuple[Any, ...]:
@@ -30,21 +31,38 @@ def whole(results: list[WindowResult]) -> list[tuple[Any, ...]]:
 def test_the_engine_says_step_by_step_what_the_oracle_says(rule: AggregationRule, history: list[Step]) -> None:
     engine = make_engine(rule)
     feed = Feed(engine)
-    expected, late = oracle.run(rule, history)
-    config = rule.window_config
+    expected, late = expect(rule, history)
     number_late = 0
     for step, said in zip(history, expected, strict=True):
         output = feed.step(step)
         number_late += len(output.late)
-        assert [tell(result) for result in output.results] == [
-            (one.device, one.start, one.count, one.revision) for one in said
-        ]
+        told = [(one.group[0], one.window_start, one.window_end, one.revision, one.kind) for one in output.results]
+        assert told == [(one.device, one.start, one.end, one.revision, one.kind) for one in said]
         for result, one in zip(output.results, said, strict=True):
-            value = oracle.expected_value(rule.aggregation_function, one.values, rule.ddof)
-            assert result.value == (None if value is None else pytest.approx(value, rel=1e-9, abs=1e-6))
-            assert result.window_end == one.start + config.size_ms
-            assert result.kind is (ResultKind.FINAL if one.revision == 1 else ResultKind.LATE_UPDATE)
+            assert result.count == len(one.values)
+            value = one.values and oracle.expected_value(
+                rule.aggregation_function, one.values, ddof=rule.ddof, percentile=rule.percentile,
+                span_s=(one.end - one.start) / 1000,
+            )  # fmt: skip
+            assert result.value == (pytest.approx(value, rel=1e-9, abs=1e-6) if isinstance(value, float) else None)
     assert engine.counters["r"].late_dropped == number_late == late
+
+
+def expect(rule: AggregationRule, history: list[Step]) -> tuple[list[list[SaidOfSession]], int]:
+    if rule.window_config.window_type == "session":
+        return session_oracle.run(rule, history)
+    told, late = oracle.run(rule, history)
+    size = rule.window_config.size_ms
+    return [
+        [
+            SaidOfSession(
+                one.device, one.start, one.start + size, one.revision, "final" if one.revision == 1 else "late_update",
+                one.values,
+            )
+            for one in said
+        ]
+        for said in told
+    ], late  # fmt: skip
 
 
 @pytest.mark.prove

@@ -1,0 +1,150 @@
+"""Aligned windows, tumbling and sliding, of panes that all windows over them share.
+
+A pane is as long as the greatest common divisor of size and slide, so each window is made of whole panes, and a record
+is added to one of them however many windows it is in (Li et al., "No pane, no gain", 2005). A tumbling window is one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from primespark.windows.aggregates import Aggregate, Position
+from primespark.windows.firing import FOREVER, Fired, kind_of
+from primespark.windows.watermark import NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class PaneShape:
+    """How a rule's windows lie on the axis of time, in milliseconds.
+
+    Attributes:
+        size: Of a window.
+        slide: Between the beginnings of two.
+        offset: Of the beginnings from the epoch.
+        lateness: How long after its end a window takes records; None: for ever.
+        with_quantiles: Whether percentiles are asked for.
+    """
+
+    size: int
+    slide: int
+    offset: int
+    lateness: int | None
+    with_quantiles: bool = False
+
+    @property
+    def pane(self) -> int:
+        """Length of a pane."""
+        return math.gcd(self.size, self.slide)
+
+    def pane_of(self, moment: int) -> int:
+        """Where the pane of a moment begins."""
+        return (moment - self.offset) // self.pane * self.pane + self.offset
+
+    def windows_of(self, moment: int) -> range:
+        """Where the windows over a moment begin, in order."""
+        last = (moment - self.offset) // self.slide * self.slide + self.offset
+        first = last - (self.size - (moment - last) - 1) // self.slide * self.slide
+        return range(first, last + 1, self.slide)
+
+    def is_forgotten(self, start: int, watermark: int) -> bool:
+        """Whether a window takes no record any more."""
+        return self.lateness is not None and watermark >= start + self.size + self.lateness
+
+
+class PaneWindows:
+    """The windows of one group; see `firing.GroupWindows`."""
+
+    __slots__ = ("_panes", "_revisions", "_shape", "_watermark", "due")
+
+    def __init__(self, shape: PaneShape) -> None:
+        self._shape = shape
+        self._panes: dict[int, Aggregate] = {}
+        # Of windows that have fired; one with panes that is not here has not yet, or is forgotten.
+        self._revisions: dict[int, int] = {}
+        self._watermark = NEVER
+        self.due = FOREVER
+
+    def add(self, event_ms: int, value: float, position: Position, watermark: int) -> tuple[list[Fired], bool]:
+        """Take in a record; what windows that had fired say anew, and whether it is too late for one it belongs to."""
+        shape = self._shape
+        self._watermark = max(self._watermark, watermark)
+        windows = shape.windows_of(event_ms)
+        taken = [start for start in windows if not shape.is_forgotten(start, watermark)]
+        if not taken:
+            return [], True
+        pane = shape.pane_of(event_ms)
+        aggregate = self._panes.get(pane)
+        if aggregate is None:
+            aggregate = self._panes[pane] = Aggregate(with_quantiles=shape.with_quantiles)
+        aggregate.add(value, position)
+        fired = []
+        for start in taken:
+            if start in self._revisions:
+                fired.append(self._say(start))
+            else:
+                self.due = min(self.due, start + shape.size)
+        return fired, len(taken) < len(windows)
+
+    def fire(self, watermark: int) -> Iterator[Fired]:
+        """What fires when the watermark is there; what is too old for any record is forgotten."""
+        if watermark < self.due:
+            return
+        shape, before = self._shape, self._watermark
+        self._watermark = max(before, watermark)
+        starts = sorted({start for pane in self._panes for start in shape.windows_of(pane)})
+        self.due = FOREVER
+        for start in starts:
+            end = start + shape.size
+            # A pane may outlive windows over it, for those that end later.
+            if shape.is_forgotten(start, before):
+                continue
+            if start not in self._revisions and watermark >= end:
+                yield self._say(start)
+            if shape.is_forgotten(start, watermark):
+                self._revisions.pop(start, None)
+            else:
+                self.due = min(self.due, self._due(start))
+        for pane in [pane for pane in self._panes if shape.is_forgotten(shape.windows_of(pane)[-1], watermark)]:
+            del self._panes[pane]
+
+    def is_empty(self) -> bool:
+        """Whether nothing is remembered."""
+        return not self._panes
+
+    def to_state(self) -> list[Any]:
+        """JSON for `from_state`."""
+        panes = [[start, *aggregate.to_state()] for start, aggregate in self._panes.items()]
+        return [self._watermark, panes, list(self._revisions.items())]
+
+    @classmethod
+    def from_state(cls, shape: PaneShape, state: list[Any]) -> Self:
+        """What wrote `state`."""
+        self = cls(shape)
+        self._watermark, panes, revisions = state
+        self._panes = {start: Aggregate.from_state(saved) for start, *saved in panes}
+        self._revisions = dict(revisions)
+        starts = {start for pane in self._panes for start in shape.windows_of(pane)}
+        kept = (start for start in starts if not shape.is_forgotten(start, self._watermark))
+        self.due = min(map(self._due, kept), default=FOREVER)
+        return self
+
+    def _due(self, start: int) -> int:
+        """The watermark at which a window next fires or is forgotten."""
+        end, lateness = start + self._shape.size, self._shape.lateness
+        if start not in self._revisions:
+            return end
+        return FOREVER if lateness is None else end + lateness
+
+    def _say(self, start: int) -> Fired:
+        shape = self._shape
+        revision = self._revisions[start] = self._revisions.get(start, 0) + 1
+        panes = [self._panes[at] for at in range(start, start + shape.size, shape.pane) if at in self._panes]
+        aggregate = panes[0]
+        if shape.pane < shape.size:
+            aggregate = Aggregate(with_quantiles=shape.with_quantiles)
+            for pane in panes:
+                aggregate.merge(pane)
+        return Fired(start, start + shape.size, aggregate, kind_of(revision), revision)
