@@ -47,6 +47,7 @@ class StreamsCollector(Collector):
             ("late_dropped", "Records after their window was forgotten"),
             ("invalid", "Records without a usable time or value"),
             ("ungrouped", "Records without a usable group field"),
+            ("filtered", "Records that a filter of the rule left out"),
             ("future", "Records too far ahead of their arrival"),
         ):
             family = CounterMetricFamily(f"primespark_streams_{name}", text, labels=["rule_id"])

@@ -14,7 +14,7 @@ from primespark.core.logging import configure_logging, get_logger
 from primespark.core.settings import Settings
 from primespark.errors import ConfigurationError, UnavailableError
 from primespark.windows.engine import WindowEngine
-from primespark.windows.rules import AggregationRule, load_rules
+from primespark.windows.rules import AggregationRule, load_rules, require_message_key
 
 DEFAULT_RULES = "config/stream_rules.yaml"
 _STOP_TIMEOUT_S = 2.0
@@ -49,11 +49,18 @@ def run(settings: Settings) -> None:
 
 
 def read_rules(settings: Settings) -> list[AggregationRule]:
-    """The configured rules, else those that ship with the package."""
+    """The configured rules, else those that ship with the package.
+
+    Raises:
+        ConfigurationError: Rules that cannot work, or not with several workers.
+    """
     if settings.cloud.streams.rules_file is not None:
-        return load_rules(settings.cloud.streams.rules_file)
-    with resources.as_file(resources.files("primespark._data").joinpath(DEFAULT_RULES)) as path:
-        return load_rules(Path(path))
+        rules = load_rules(settings.cloud.streams.rules_file)
+    else:
+        with resources.as_file(resources.files("primespark._data").joinpath(DEFAULT_RULES)) as path:
+            rules = load_rules(Path(path))
+    require_message_key(rules)
+    return rules
 
 
 async def _serve(settings: Settings, rules: list[AggregationRule]) -> None:

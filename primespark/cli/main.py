@@ -31,6 +31,7 @@ device_group = typer.Typer(help="Groups of devices, which share documents.", no_
 models = typer.Typer(help="Models: what ships, what can be fetched, and your own on devices.", no_args_is_help=True)
 offline = typer.Typer(help="What this device holds for its cloud; the device must be running.", no_args_is_help=True)
 sync = typer.Typer(help="Of a device how it stands; of the cloud, conflicts.", no_args_is_help=True)
+streams = typer.Typer(help="Run one stream worker, or try its rules on recorded events.")
 store = typer.Typer(help="The store behind the cloud (on the cloud's machine).", no_args_is_help=True)
 config = typer.Typer(help="The settings in force.", no_args_is_help=True)
 app.add_typer(device, name="device")
@@ -38,6 +39,7 @@ device.add_typer(device_group, name="group")
 app.add_typer(models, name="models")
 app.add_typer(offline, name="offline")
 app.add_typer(sync, name="sync")
+app.add_typer(streams, name="streams")
 app.add_typer(store, name="store")
 app.add_typer(config, name="config")
 
@@ -115,10 +117,25 @@ def cloud() -> None:
     run_cloud(_settings())
 
 
-@app.command()
-def streams() -> None:
-    """Run one stream worker."""
-    _run_room("streams", "streams")
+@streams.callback(invoke_without_command=True)
+def streams_worker(context: typer.Context) -> None:
+    """Run one stream worker; or, by a subcommand, try rules."""
+    if context.invoked_subcommand is None:
+        _run_room("streams", "streams")
+
+
+@streams.command("replay")
+def streams_replay(
+    rules: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="YAML or JSON list of rules.")],
+    events: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="A JSON object a line.")],
+    manual_watermark: Annotated[
+        bool, typer.Option("--manual-watermark", help="Only `advance_watermark` and `flush` move the watermark.")
+    ] = False,
+) -> None:
+    """Run rules over recorded events, without a broker, and print what the windows say: a JSON object a line."""
+    from primespark.cli.replay import replay_file
+
+    replay_file(rules, events, manual_watermark=manual_watermark)
 
 
 @app.command()

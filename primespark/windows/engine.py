@@ -39,10 +39,22 @@ class _Fence:
 
 
 class WindowEngine:
-    """Rules in file order over assigned partitions; not thread safe."""
+    """Rules in file order over assigned partitions; not thread safe.
 
-    def __init__(self, rules: Iterable[AggregationRule]) -> None:
-        self._rules = [RunningRule(rule) for rule in rules if rule.enabled]
+    Args:
+        rules: Those that are not enabled are left out.
+        manual_watermark: Whether `advance` alone moves watermarks.
+        merge_partitions: Whether a group is one over all partitions, which must all be here to stay.
+    """
+
+    def __init__(
+        self, rules: Iterable[AggregationRule], *, manual_watermark: bool = False, merge_partitions: bool = False
+    ) -> None:
+        self._rules = [
+            RunningRule(rule, manual_watermark=manual_watermark, merge_partitions=merge_partitions)
+            for rule in rules
+            if rule.enabled
+        ]
         self._by_topic: dict[str, list[RunningRule]] = {}
         for rule in self._rules:
             self._by_topic.setdefault(rule.rule.source_topic, []).append(rule)
@@ -121,6 +133,10 @@ class WindowEngine:
     def tick(self, clock_ms: int) -> Output:
         """Let time pass without records."""
         return Output([result for rule in self._rules for result in rule.tick(clock_ms)])
+
+    def advance(self, watermark_ms: int) -> Output:
+        """Move all watermarks up to a moment, and those of groups to come."""
+        return Output([result for rule in self._rules for result in rule.advance(watermark_ms)])
 
     def take_changed(self) -> list[Partition]:
         """The partitions whose state differs from when this was last called."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -144,7 +145,7 @@ class AggregationRule(_Strict):
     aggregation_function: AggregationFunction
     percentile: Annotated[float, Field(ge=0, le=100)] | None = None
     ddof: Annotated[int, Field(ge=0, le=1, strict=True)] = 1
-    group_by: Annotated[tuple[str, ...], Field(min_length=1, max_length=8)] = (MESSAGE_KEY_FIELD,)
+    group_by: Annotated[tuple[str, ...], Field(max_length=8)] = (MESSAGE_KEY_FIELD,)
     value_field: Annotated[str, Field(min_length=1)] | None = None
     filters: Annotated[tuple[tuple[str, str, Any], ...], Field(max_length=32)] = ()
     enabled: Annotated[bool, Field(strict=True)] = True
@@ -159,8 +160,6 @@ class AggregationRule(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if MESSAGE_KEY_FIELD not in self.group_by:
-            raise ValueError(f"group_by must contain {MESSAGE_KEY_FIELD!r}, the key of the messages")
         if len(set(self.group_by)) != len(self.group_by):
             raise ValueError("group_by names a field twice")
         function = self.aggregation_function
@@ -204,6 +203,20 @@ def load_rules(path: Path) -> list[AggregationRule]:
     """
     document = read_yaml_document(path, "correct cloud.streams.rules_file")
     return parse_rules(document, str(path))
+
+
+def require_message_key(rules: Iterable[AggregationRule]) -> None:
+    """Refuse rules whose groups may have records in several partitions, which different workers read.
+
+    Raises:
+        ConfigurationError: Names the rule.
+    """
+    for rule in rules:
+        if MESSAGE_KEY_FIELD not in rule.group_by:
+            raise ConfigurationError(
+                f"rule {rule.rule_id}: group_by must contain {MESSAGE_KEY_FIELD!r}, the key of the messages",
+                remedy="add it",
+            )
 
 
 def parse_rules(document: Any, origin: str) -> list[AggregationRule]:

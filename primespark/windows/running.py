@@ -37,10 +37,21 @@ class _GroupState:
 
 
 class RunningRule:
-    """State and behaviour of one rule over the partitions at hand."""
+    """State and behaviour of one rule over the partitions at hand.
 
-    def __init__(self, rule: AggregationRule) -> None:
+    Args:
+        rule: The rule.
+        manual_watermark: Whether `advance` alone moves watermarks.
+        merge_partitions: Whether a group is one over all partitions: it is kept with the first of them.
+    """
+
+    def __init__(
+        self, rule: AggregationRule, *, manual_watermark: bool = False, merge_partitions: bool = False
+    ) -> None:
         self.rule = rule
+        self._is_manual = manual_watermark
+        self._is_merged = merge_partitions
+        self._least_watermark = NEVER
         self.counters = Counters()
         self.changed: set[int] = set()
         config = rule.window_config
@@ -74,7 +85,7 @@ class RunningRule:
         if record is None:
             return [], None
         event_ms, group, value = record
-        partition = batch.partition
+        partition = min(self._partitions) if self._is_merged else batch.partition
         self.changed.add(partition)
         state = self._state(partition, group)
         said, is_late = state.windows.add(
@@ -84,17 +95,21 @@ class RunningRule:
         if is_late:
             self.counters.late_dropped += 1
             late = LateRecord(self.rule, batch, index)
-        fired = [*self._results(group, said), *self._advance(partition, group, state, event_ms, clock_ms)]
+        fired = [*self._results(group, said), *self._move_on(batch.partition, event_ms, clock_ms, state)]
+        fired += self._fire(partition, group, state)
         fired.sort(key=_firing_order)
         return fired, late
 
     def tick(self, clock_ms: int) -> list[WindowResult]:
         """Let time pass, by which partitions become idle; what fires, ordered by (end, start, group)."""
-        if self._by_key or not self._shared.advance(clock_ms):
+        if self._is_manual or self._by_key or not self._shared.advance(clock_ms):
             return []
-        fired = list(self._fire_partitions())
-        fired.sort(key=_firing_order)
-        return fired
+        return sorted(self._fire_partitions(), key=_firing_order)
+
+    def advance(self, watermark_ms: int) -> list[WindowResult]:
+        """Move all watermarks up to a moment, and those of groups to come; what fires, in the same order."""
+        self._least_watermark = max(self._least_watermark, watermark_ms)
+        return sorted(self._fire_partitions(), key=_firing_order)
 
     def snapshot(self, partition: int) -> dict[str, Any]:
         """The state of one partition as JSON values."""
@@ -149,23 +164,24 @@ class RunningRule:
         return KeyWatermark(self.rule.window_config.max_out_of_orderness_ms, value)
 
     def _watermark(self, partition: int, state: _GroupState) -> int:
-        return state.watermark.value if self._by_key else self._shared.of(partition)
+        own = state.watermark.value if self._by_key else self._shared.of(partition)
+        return max(own, self._least_watermark)
 
-    def _advance(
-        self, partition: int, group: _Group, state: _GroupState, event_ms: int, clock_ms: int
-    ) -> Iterator[WindowResult]:
+    def _move_on(self, partition: int, event_ms: int, clock_ms: int, state: _GroupState) -> Iterator[WindowResult]:
+        """Move the watermark by a record that was added; what fires elsewhere."""
+        if self._is_manual:
+            return
         if self._by_key:
             state.watermark.observe(event_ms)
         elif self._shared.observe(partition, event_ms, clock_ms):
-            return self._fire_partitions()
-        return self._fire(partition, group, state)
+            yield from self._fire_partitions()
 
     def _fire_partitions(self) -> Iterator[WindowResult]:
         for partition, groups in self._partitions.items():
             self.changed.add(partition)
             for group, state in list(groups.items()):
                 yield from self._fire(partition, group, state)
-                if state.windows.is_empty():
+                if state.windows.is_empty() and not self._by_key:
                     # The watermark is the partition's; by key it would have to be remembered.
                     del groups[group]
 
