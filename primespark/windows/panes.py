@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from primespark.windows.aggregates import Aggregate, Position
@@ -26,6 +26,7 @@ class PaneShape:
         offset: Of the beginnings from the epoch.
         lateness: How long after its end a window takes records; None: for ever.
         with_quantiles: Whether percentiles are asked for.
+        pane: Length of a pane.
     """
 
     size: int
@@ -33,11 +34,10 @@ class PaneShape:
     offset: int
     lateness: int | None
     with_quantiles: bool = False
+    pane: int = field(init=False)
 
-    @property
-    def pane(self) -> int:
-        """Length of a pane."""
-        return math.gcd(self.size, self.slide)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pane", math.gcd(self.size, self.slide))
 
     def pane_of(self, moment: int) -> int:
         """Where the pane of a moment begins."""
@@ -70,13 +70,17 @@ class PaneWindows:
     def add(self, event_ms: int, value: float, position: Position, watermark: int) -> tuple[list[Fired], bool]:
         """Take in a record; what windows that had fired say anew, and whether it is too late for one it belongs to."""
         shape = self._shape
+        pane = shape.pane_of(event_ms)
+        aggregate = self._panes.get(pane)
+        if aggregate is not None and watermark < pane + shape.pane:
+            # None of the windows over it has ended; all that is to be known of them is known from an earlier record.
+            aggregate.add(value, position)
+            return [], False
         self._watermark = max(self._watermark, watermark)
         windows = shape.windows_of(event_ms)
         taken = [start for start in windows if not shape.is_forgotten(start, watermark)]
         if not taken:
             return [], True
-        pane = shape.pane_of(event_ms)
-        aggregate = self._panes.get(pane)
         if aggregate is None:
             aggregate = self._panes[pane] = Aggregate(with_quantiles=shape.with_quantiles)
         aggregate.add(value, position)

@@ -95,9 +95,12 @@ class RunningRule:
         if is_late:
             self.counters.late_dropped += 1
             late = LateRecord(self.rule, batch, index)
-        fired = [*self._results(group, said), *self._move_on(batch.partition, event_ms, clock_ms, state)]
+        fired = list(self._results(group, said)) if said else []
+        if self._moves_all(batch.partition, event_ms, clock_ms, state):
+            fired += self._fire_partitions()
         fired += self._fire(partition, group, state)
-        fired.sort(key=_firing_order)
+        if len(fired) > 1:
+            fired.sort(key=_firing_order)
         return fired, late
 
     def tick(self, clock_ms: int) -> list[WindowResult]:
@@ -128,7 +131,7 @@ class RunningRule:
         }
 
     def _read(self, row: Row, at_ms: int | None) -> tuple[int, _Group, float] | None:
-        if not all(matches(row) for matches in self._conditions):
+        if self._conditions and not all(matches(row) for matches in self._conditions):
             self.counters.filtered += 1
             return None
         event_ms = event_time_ms(row)
@@ -165,16 +168,16 @@ class RunningRule:
 
     def _watermark(self, partition: int, state: _GroupState) -> int:
         own = state.watermark.value if self._by_key else self._shared.of(partition)
-        return max(own, self._least_watermark)
+        return own if own > self._least_watermark else self._least_watermark
 
-    def _move_on(self, partition: int, event_ms: int, clock_ms: int, state: _GroupState) -> Iterator[WindowResult]:
-        """Move the watermark by a record that was added; what fires elsewhere."""
+    def _moves_all(self, partition: int, event_ms: int, clock_ms: int, state: _GroupState) -> bool:
+        """Move the watermark by a record that was added; whether it is that of all groups."""
         if self._is_manual:
-            return
+            return False
         if self._by_key:
             state.watermark.observe(event_ms)
-        elif self._shared.observe(partition, event_ms, clock_ms):
-            yield from self._fire_partitions()
+            return False
+        return self._shared.observe(partition, event_ms, clock_ms)
 
     def _fire_partitions(self) -> Iterator[WindowResult]:
         for partition, groups in self._partitions.items():
@@ -185,8 +188,9 @@ class RunningRule:
                     # The watermark is the partition's; by key it would have to be remembered.
                     del groups[group]
 
-    def _fire(self, partition: int, group: _Group, state: _GroupState) -> Iterator[WindowResult]:
-        return self._results(group, state.windows.fire(self._watermark(partition, state)))
+    def _fire(self, partition: int, group: _Group, state: _GroupState) -> Iterable[WindowResult]:
+        watermark = self._watermark(partition, state)
+        return self._results(group, state.windows.fire(watermark)) if watermark >= state.windows.due else ()
 
     def _results(self, group: _Group, fired: Iterable[Fired]) -> Iterator[WindowResult]:
         rule = self.rule
