@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import traceback
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer.exceptions import TyperException
@@ -44,6 +45,7 @@ app.add_typer(store, name="store")
 app.add_typer(config, name="config")
 
 _MAX_SEQ = 2**62
+_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -158,6 +160,45 @@ def lineage(
     from primespark.cli.lineage import show
 
     show(_settings(), device_id, stream, seq, epoch, as_json)
+
+
+@app.command()
+def query(
+    metrics: Annotated[list[str] | None, typer.Argument(metavar="METRIC", help="What there is unless given.")] = None,
+    aggregations: Annotated[
+        list[str] | None,
+        typer.Option("--agg", help="sum, avg, min, max, count, stddev, variance, or p95; avg unless given."),
+    ] = None,
+    last: Annotated[str, typer.Option(help="How far back: 90s, 15m, 24h, 7d.")] = "24h",
+    start: Annotated[
+        datetime | None,
+        typer.Option(
+            "--from", formats=_TIMES, metavar="TIME", help="2026-03-28 or 2026-03-28T12:00, instead of --last."
+        ),
+    ] = None,
+    end: Annotated[
+        datetime | None, typer.Option("--to", formats=_TIMES, metavar="TIME", help="Now unless given.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="second … month, a duration such as 15m, or none; what fits a line unless given.")
+    ] = None,
+    zone: Annotated[str, typer.Option("--tz", help="Whose days, and of times without a zone.")] = "UTC",
+    group_by: Annotated[list[str] | None, typer.Option(help="device_id, source or labels.NAME.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="labels.room=hall, device_id!=edge-1, or labels.room: it has one.")
+    ] = None,
+    output: Annotated[Literal["table", "csv", "json"], typer.Option("--format", help="Of the answer.")] = "table",
+) -> None:
+    """Ask the metrics store, with the course of each group as a line (on the cloud's machine).
+
+    For example: primespark query cpu_percent --agg avg --agg p95 --last 7d --group-by device_id
+    """
+    from primespark.cli.query import Asked, show_query
+
+    asked = Asked(
+        metrics or [], aggregations or ["avg"], last, start, end, by, zone, group_by or [], where or []
+    )  # fmt: skip
+    show_query(_settings(), asked, output)
 
 
 @store.command("restored")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -16,14 +15,13 @@ from primespark.core.web.negotiation import negotiate
 from primespark.store import samples
 from primespark.store.analytics.aggregates import Aggregation
 from primespark.store.analytics.buckets import Granularity, Unit, of_seconds, of_unit, zone_named
-from primespark.store.analytics.export import Columns, Format, export
+from primespark.store.analytics.export import Columns, Format, export, to_json
 from primespark.store.analytics.fill import Fill
 from primespark.store.analytics.latest import latest
 from primespark.store.analytics.pages import MAX_CURSOR_CHARACTERS, page
 from primespark.store.analytics.plan import Span
 from primespark.store.analytics.queries import MAX_POINTS, Answer, Query
 from primespark.store.analytics.selection import Filter, Op, group_fields
-from primespark.store.analytics.series import Series
 from primespark.store.edition import edition
 from primespark.store.samples import MAX_QUALITY_CHARACTERS
 from primespark.sync.records import Message, Name
@@ -152,7 +150,7 @@ async def query_metrics(request: Request, cloud: CloudState) -> Any:
         columns = Columns(group_fields(query.metrics, query.group_by), query.aggregations)
         table = await asyncio.to_thread(export, series, columns, Format(wanted))
         return Response(table, media_type=wanted, headers={"Next-Cursor": cursor} if cursor else None)
-    body: dict[str, Any] = {"series": [_points(one, query.aggregations) for one in series], "next_cursor": cursor}
+    body: dict[str, Any] = {"series": [to_json(one, query.aggregations) for one in series], "next_cursor": cursor}
     if asked.explain:
         body["explain"] = _explain(answer, is_kept) | {"timescaledb": await cloud.transact(edition)}
     return body
@@ -165,16 +163,7 @@ async def latest_metrics(request: Request, cloud: CloudState) -> dict[str, Any]:
     metrics, filters = asked.metrics(), asked.conditions()
     found = await cloud.transact(lambda connection: latest(connection, metrics, filters, asked.group_by))
     series, cursor = page(found, asked.limit, asked.cursor)
-    return {"series": [_points(one, ()) for one in series], "next_cursor": cursor}
-
-
-def _points(series: Series, aggregations: Sequence[Aggregation]) -> dict[str, Any]:
-    counts = [at for at, aggregation in enumerate(aggregations) if aggregation is Aggregation.COUNT]
-    points: list[list[Any]] = [[to_rfc3339(moment), *values] for moment, values in series.points()]
-    for at in counts:
-        for point in points:
-            point[at + 1] = None if point[at + 1] is None else int(point[at + 1])
-    return {"group": series.group, "points": points}
+    return {"series": [to_json(one, ()) for one in series], "next_cursor": cursor}
 
 
 def _granularity(asked: Unit | UnitRequest | IntervalRequest | None) -> Granularity | None:

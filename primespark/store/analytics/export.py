@@ -1,4 +1,4 @@
-"""Answers as tables: a row for each point, with its group, its time and its values."""
+"""Answers for others to read: JSON, and tables with a row for each point, with its group, its time and its values."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ class Columns:
 
     fields: Sequence[str]
     aggregations: Sequence[Aggregation]
+
+
+def to_json(series: Series, aggregations: Sequence[Aggregation]) -> dict[str, Any]:
+    """A group and its points `[time, value, …]`; counts are integers."""
+    counts = [at for at, aggregation in enumerate(aggregations, 1) if aggregation is Aggregation.COUNT]
+    points: list[list[Any]] = [[to_rfc3339(moment), *values] for moment, values in series.points()]
+    for at in counts:
+        for point in points:
+            point[at] = None if point[at] is None else int(point[at])
+    return {"group": series.group, "points": points}
 
 
 def export(series: Sequence[Series], columns: Columns, wanted: Format) -> bytes:

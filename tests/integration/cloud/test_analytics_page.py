@@ -8,9 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine
+from typer.testing import CliRunner
 
-from primespark.store import rollups
+from primespark.cli.main import app
+from primespark.store import rollups, samples
+from primespark.store.samples import Sample
 from primespark.store.schema import metadata
 from tests.integration.cloud.test_gate import Gate, gate
 
@@ -39,6 +43,22 @@ def test_the_statements_run(store_engine: Engine) -> None:
     (statements,) = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
     with store_engine.begin() as connection:
         assert [tuple(row) for row in connection.exec_driver_sql(statements)] == [("pi5-001", 75.5)]
+
+
+def test_the_command_prints_its_line(store_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = json.loads(EXAMPLE.findall(PAGE)[0][2])["metrics"]
+    rows = [
+        Sample(
+            one["metric_name"], one["device_id"], "api", one.get("labels", {}), datetime.fromisoformat(one["time"]), 0,
+            one["value"], one.get("quality"),
+        )
+        for one in given
+    ]  # fmt: skip
+    with store_engine.begin() as connection:
+        samples.insert(connection, rows)
+    monkeypatch.setenv("PRIMESPARK_CLOUD__STORE__URL", store_engine.url.render_as_string(hide_password=False))
+    ((command, printed),) = re.findall(r"```text\n\$ primespark (.*?)\n(.*?)```", PAGE, re.DOTALL)
+    assert CliRunner(env={"COLUMNS": "100"}).invoke(app, command.split()).output == printed
 
 
 def test_the_picture_shows_what_is_there() -> None:
