@@ -22,6 +22,7 @@ AREAS = (
     "dagster",
     "device",
     "edge",
+    "embedded",
     "hailo",
     "ingest",
     "manager",

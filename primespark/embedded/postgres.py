@@ -7,6 +7,7 @@ Here readiness is a connection, and a stale `postmaster.pid` is found out by wha
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import secrets
 import shutil
@@ -25,7 +26,7 @@ MAJOR_VERSION = "18"
 USER = "primespark"
 DATABASE = "primespark"
 _INITDB_TIMEOUT_S = 120
-_SETTINGS = {
+SETTINGS = {
     "listen_addresses": "127.0.0.1",
     # Small machines, many short queries: just-in-time compilation costs more than it saves.
     "jit": "off",
@@ -76,11 +77,14 @@ class EmbeddedPostgres:
             MissingDependencyError: A needed program is not installed.
         """
         private_directory(self._folder)
-        if (self._data / "PG_VERSION").exists():
-            self._check_version()
-            self._clear_stale_lock()
-        else:
-            self._create()
+        # One at a time: the password must be that of the data which stays. A process that dies leaves no lock.
+        with (self._folder / "initialise.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (self._data / "PG_VERSION").exists():
+                self._check_version()
+                self._clear_stale_lock()
+            else:
+                self._create()
 
     def _create(self) -> None:
         write_private(self._password_file, secrets.token_urlsafe(24).encode())
@@ -119,18 +123,22 @@ class EmbeddedPostgres:
             )
 
     def _clear_stale_lock(self) -> None:
-        lock = self._data / "postmaster.pid"
-        try:
-            process_id = int(lock.read_text(encoding="ascii").split("\n", 1)[0])
-        except (OSError, ValueError):
-            return
-        if self._serves_this_data(process_id):
-            raise ConfigurationError(
-                f"a PostgreSQL (process {process_id}) already runs on {self._data}",
-                remedy="stop it, or wait until it has stopped",
-                code="store_in_use",
-            )
-        lock.unlink(missing_ok=True)
+        # The server would take whoever has the process id now for one of its own, a zombie too.
+        for lock in (self._data / "postmaster.pid", self._socket_folder / f".s.PGSQL.{self.port}.lock"):
+            try:
+                process_id, data, *_ = lock.read_text(encoding="utf-8", errors="replace").split("\n", 2)
+                is_served = self._serves_this_data(int(process_id))
+            except (OSError, ValueError):
+                continue
+            if is_served:
+                raise ConfigurationError(
+                    f"a PostgreSQL (process {process_id}) already runs on {self._data}",
+                    remedy="stop it, or wait until it has stopped",
+                    code="store_in_use",
+                )
+            # Data that were moved are still ours; a socket's lock may be of other data.
+            if lock.parent == self._data or Path(data).resolve() == self._data.resolve():
+                lock.unlink(missing_ok=True)
 
     def _serves_this_data(self, process_id: int) -> bool:
         """The process is a live postgres whose working directory is this data directory."""
@@ -175,7 +183,7 @@ class EmbeddedPostgres:
         return True
 
     def _command(self) -> tuple[str, ...]:
-        options = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        options = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
         server = (
             str(binary("postgres")), "-D", str(self._data), "-p", str(self.port),
             "-k", str(self._socket_folder), *options,

@@ -41,6 +41,10 @@ def lock_of(folder: Path) -> Path:
     return folder / "data" / "postmaster.pid"
 
 
+def is_a_zombie(process_id: int) -> bool:
+    return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def execute(server: EmbeddedPostgres, statement: str) -> list[tuple[object, ...]]:
     with closing(psycopg2.connect(server.url.replace("+psycopg2", ""))) as connection:
         connection.autocommit = True
@@ -78,7 +82,7 @@ def test_a_zombie_in_the_lock_file_does_not_count_as_a_server(tmp_path: Path) ->
     with running(folder):
         pass
     zombie = subprocess.Popen([sys.executable, "-S", "-c", ""], cwd=folder / "data")
-    wait_until(lambda: Path(f"/proc/{zombie.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    wait_until(lambda: is_a_zombie(zombie.pid))
     lock_of(folder).write_text(f"{zombie.pid}\n{folder / 'data'}\n")
     with running(folder) as (server, _process):
         assert execute(server, "SELECT 1") == [(1,)]
@@ -92,6 +96,35 @@ def test_a_foreign_process_under_a_re_used_id_does_not_count_as_a_server(tmp_pat
     lock_of(folder).write_text(f"{os.getpid()}\n{folder / 'data'}\n")
     with running(folder) as (server, _process):
         assert execute(server, "SELECT 1") == [(1,)]
+
+
+@pytest.mark.parametrize("is_zombie", [True, False], ids=["zombie", "foreign"])
+def test_what_was_committed_is_there_after_kill_9_whoever_has_its_process_id(tmp_path: Path, is_zombie: bool) -> None:
+    folder = tmp_path / "postgres"
+    with running(folder) as (server, process):
+        execute(server, "CREATE TABLE kept (number int)")
+        with closing(psycopg2.connect(server.url.replace("+psycopg2", ""))) as session:
+            session.cursor().execute("INSERT INTO kept VALUES (1); COMMIT; BEGIN; INSERT INTO kept VALUES (2)")
+            # Until it is waited for, it is a zombie, and named by its locks: that of the data, and that of the socket.
+            socket_folder = Path(lock_of(folder).read_text().splitlines()[4])
+            locks = [lock_of(folder), socket_folder / f".s.PGSQL.{server.port}.lock"]
+            process.kill()
+            wait_until(lambda: is_a_zombie(process.pid))
+            if not is_zombie:
+                process.wait()
+                for lock in locks:
+                    _, *rest = lock.read_text().splitlines(keepends=True)
+                    lock.write_text(f"{os.getpid()}\n" + "".join(rest))
+            assert asyncio.run(_answer_of_a_new_start(server, tmp_path / "logs")) == [(1,)]
+
+
+async def _answer_of_a_new_start(server: EmbeddedPostgres, logs: Path) -> list[tuple[object, ...]]:
+    supervisor = Supervisor(logs)
+    await supervisor.start([server.service()])
+    try:
+        return await asyncio.to_thread(execute, server, "SELECT number FROM kept")
+    finally:
+        await supervisor.stop()
 
 
 def test_a_server_that_really_runs_is_left_alone(tmp_path: Path, sockets: Path) -> None:
@@ -123,6 +156,16 @@ def test_an_initialisation_that_was_killed_half_way_is_done_again(tmp_path: Path
     with running(folder) as (server, _process):
         assert execute(server, "SELECT 1") == [(1,)]
     assert not (folder / "data.staging").exists()
+
+
+def test_two_processes_that_initialise_at_once_make_one_store(tmp_path: Path) -> None:
+    folder = tmp_path / "postgres"
+    command = [sys.executable, "-c", _INITIALISE, str(folder)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=60)[1] for process in both] == ["", ""]
+    # The password is that of the data, whoever made them.
+    with running(folder) as (server, _process):
+        assert execute(server, "SELECT 1") == [(1,)]
 
 
 def test_only_the_password_lets_in_and_only_the_owner_can_read_it(tmp_path: Path) -> None:
