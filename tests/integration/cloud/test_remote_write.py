@@ -58,6 +58,7 @@ def written(sent: Sent, job: str) -> list[bytes]:
     ]
 
 
+@pytest.mark.prove
 @given(sent=SENT, dice=st.randoms(use_true_random=False))
 @settings(max_examples=rounds(15, 500), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_sent_is_what_a_query_returns(running_cloud: RunningCloud, sent: Sent, dice: random.Random) -> None:
