@@ -24,7 +24,7 @@ from primespark.embedded.ports import choose_port
 from primespark.embedded.postgres import EmbeddedPostgres
 from primespark.embedded.probes import http_answers
 from primespark.embedded.supervisor import Service, State, Supervisor
-from primespark.embedded.valkey import valkey_service
+from primespark.embedded.valkey import VALKEY_SOCKET, valkey_service
 from primespark.errors import ConfigurationError, UnavailableError
 
 PARTS = ("postgres", "valkey", "broker", "cloud", "streams", "dagster", "edge")
@@ -133,7 +133,7 @@ class Stack:
         if "postgres" in self._wanted:
             services.append(dataclasses.replace(self._postgres().service(), after_ready=self._prepare_store))
         if "valkey" in self._wanted:
-            services.append(valkey_service(self._home / "valkey", self._sockets / "valkey.sock"))
+            services.append(valkey_service(self._home / "valkey", self._sockets / VALKEY_SOCKET))
         if "broker" in self._wanted:
             services.append(broker_service(self._home / "broker", self._ports["broker"]))
         if "cloud" in self._wanted:
@@ -218,7 +218,7 @@ class Stack:
         if cloud_url:
             environment["PRIMESPARK_NETWORK__CLOUD_URL"] = cloud_url
         if "valkey" in self._wanted and self._settings.edge.cache.memory.url is None:
-            environment.setdefault("PRIMESPARK_EDGE__CACHE__MEMORY__URL", f"unix://{self._sockets / 'valkey.sock'}")
+            environment.setdefault("PRIMESPARK_EDGE__CACHE__MEMORY__URL", f"unix://{self._sockets / VALKEY_SOCKET}")
         return Service(
             name=agent.device_id,
             command=(sys.executable, "-m", "primespark.cli.main", "edge"),
@@ -236,7 +236,7 @@ class Stack:
         if self._settings.cloud.store.url is None:
             environment["PRIMESPARK_CLOUD__STORE__URL_FILE"] = str(self._home / "run" / "store.url")
         if "valkey" in self._wanted:
-            environment["PRIMESPARK_CLOUD__CACHE__URL"] = f"unix://{self._sockets / 'valkey.sock'}"
+            environment["PRIMESPARK_CLOUD__CACHE__URL"] = f"unix://{self._sockets / VALKEY_SOCKET}"
         if "broker" in self._wanted:
             environment["PRIMESPARK_CLOUD__KAFKA__BOOTSTRAP_SERVERS"] = f"127.0.0.1:{self._ports['broker']}"
             environment["PRIMESPARK_CLOUD__KAFKA__EMBEDDED"] = "true"
@@ -286,8 +286,12 @@ def _sockets_folder(home: Path) -> Path:
     """A folder for sockets: under the state directory, unless its path is too long for their names."""
     folder = home / "run" / "sockets"
     if len(str(folder)) <= _LONGEST_SOCKETS_FOLDER:
-        shutil.rmtree(folder, ignore_errors=True)
-        return private_directory(folder)
+        private_directory(folder)
+        for socket in folder.iterdir():
+            # Through its own, a cache that outlived its supervisor is found and ended.
+            if socket.name != VALKEY_SOCKET:
+                socket.unlink(missing_ok=True)
+        return folder
     runtime = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="ps-", dir=runtime if Path(runtime).is_dir() else None))
 

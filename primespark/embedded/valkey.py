@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from pathlib import Path
 
 from primespark.core.extras import how_to_add
@@ -10,7 +12,9 @@ from primespark.embedded.probes import redis_answers
 from primespark.embedded.supervisor import Service
 from primespark.errors import MissingDependencyError
 
+VALKEY_SOCKET = "valkey.sock"
 _MAX_MEMORY = "64mb"
+_ORPHAN_ENDS_S = 5.0
 
 
 def valkey_service(folder: Path, socket_path: Path) -> Service:
@@ -27,6 +31,9 @@ def valkey_service(folder: Path, socket_path: Path) -> Service:
     async def is_ready() -> bool:
         return await redis_answers(str(socket_path))
 
+    async def prepare() -> None:
+        await _end_whoever_answers(str(socket_path))
+
     return Service(
         name="valkey",
         command=(
@@ -35,4 +42,22 @@ def valkey_service(folder: Path, socket_path: Path) -> Service:
             "--save", "", "--appendonly", "no",
         ),
         is_ready=is_ready,
+        prepare=prepare,
     )  # fmt: skip
+
+
+async def _end_whoever_answers(socket_path: str) -> None:
+    """End a server that outlived its supervisor.
+
+    The next takes its socket, so it would keep its memory for nobody; and until then it would answer in its place. It
+    is not taken over: nothing is lost with a cache, and what another started does not end with this supervisor.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_ORPHAN_ENDS_S):
+            while await redis_answers(socket_path):
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_unix_connection(socket_path)
+                    writer.write(b"SHUTDOWN NOSAVE\r\n")
+                    await writer.drain()
+                    writer.close()
+                await asyncio.sleep(0.05)

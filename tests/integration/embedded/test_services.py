@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from pathlib import Path
 
 from aiokafka.admin import AIOKafkaAdminClient
 from redis.asyncio import Redis
 
+from primespark.core.settings import load_settings
 from primespark.embedded.broker import broker_service
+from primespark.embedded.stack import Stack
 from primespark.embedded.supervisor import Supervisor
 from primespark.embedded.valkey import valkey_service
 from tests.helpers import wait_until
@@ -37,3 +40,31 @@ async def test_valkey_and_the_broker_serve_and_stop_in_order(tmp_path: Path) -> 
             running = list(supervisor.process_ids().values())
             await supervisor.stop()
     wait_until(lambda: are_gone(running), 2)
+
+
+async def test_a_valkey_that_outlived_its_supervisor_is_ended_and_another_answers() -> None:
+    with tempfile.TemporaryDirectory(prefix="ps-") as home:
+        socket_path = Path(home) / "run" / "sockets" / "valkey.sock"
+        socket_path.parent.mkdir(parents=True)
+        service = valkey_service(Path(home) / "valkey", socket_path)
+        orphan = await asyncio.create_subprocess_exec(*service.command, stdout=asyncio.subprocess.DEVNULL)
+        try:
+            async with asyncio.timeout(10):
+                while not await service.is_ready():  # noqa: ASYNC110 (another process, which sets no event)
+                    await asyncio.sleep(0.02)
+            async with Redis(unix_socket_path=str(socket_path)) as valkey:
+                await valkey.set("key", "of the orphan")
+            stack = Stack(load_settings(), Path(home), only=("valkey",))
+            await stack.start()
+            try:
+                assert await asyncio.wait_for(orphan.wait(), 10) == 0
+                async with Redis(unix_socket_path=str(socket_path)) as valkey:
+                    answering = (await valkey.info("server"))["process_id"]
+                    assert answering == stack.supervisor.process_ids()["valkey"]
+                    assert await valkey.get("key") is None
+            finally:
+                await stack.stop()
+        finally:
+            if orphan.returncode is None:
+                orphan.kill()
+                await orphan.wait()
