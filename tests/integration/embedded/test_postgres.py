@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -233,4 +234,32 @@ def test_the_server_shuts_down_in_order_when_its_supervisor_is_killed(tmp_path: 
     process.wait()
     process.stdout.close()
     wait_until(lambda: are_gone([server]), 5)
+    assert not lock_of(tmp_path / "postgres").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_of_two_that_start_at_once_one_serves_and_the_other_follows_it(tmp_path: Path, sockets: Path) -> None:
+    ports = [choose_port(0, set()) for _ in range(2)]
+    said = {port: tmp_path / f"said-{port}" for port in ports}
+
+    def serving() -> dict[int, int]:
+        lines = {port: said[port].read_text().splitlines() for port in ports}
+        return {port: int(line) for port in ports for line in lines[port] if line.isdecimal()}
+
+    with contextlib.ExitStack() as stack:
+        started = {}
+        for port in ports:
+            output = stack.enter_context(said[port].open("w"))
+            command = [sys.executable, "-c", _SUPERVISED, str(tmp_path), str(sockets), str(port)]
+            started[port] = subprocess.Popen(command, stdout=output)
+            stack.callback(started[port].wait)
+            stack.callback(started[port].kill)
+        wait_until(serving, 60)
+        ((first, server),) = serving().items()
+        assert not are_gone([server])
+        # Its supervisor's death asks it to end; the other has waited for that.
+        started[first].kill()
+        wait_until(lambda: len(serving()) == 2, 60)
+        assert are_gone([server])
+    wait_until(lambda: are_gone(list(serving().values())), 10)
     assert not lock_of(tmp_path / "postgres").exists()
