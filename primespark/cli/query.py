@@ -93,7 +93,9 @@ def print_series(console: Console, query: Query, found: Sequence[Series], zone: 
     fields = group_fields(query.metrics, query.group_by)
     # No title of the table, which would be broken to its width.
     console.print(Text(f"{title}, by {_length(query)}"))
-    table = Table(*fields)
+    table = Table()
+    for field in fields:
+        table.add_column(_cell(field))
     table.add_column("")
     table.add_column("course", no_wrap=True)
     for heading in ("least", "most", "last"):
@@ -105,9 +107,8 @@ def print_series(console: Console, query: Query, found: Sequence[Series], zone: 
             known = [value for value in column if not math.isnan(value)]
             name = f"p{query.percentile:g}" if aggregation is Aggregation.PERCENTILE else aggregation.value
             figures = [f"{value:.6g}" for value in (min(known), max(known), known[-1])] if known else ["", "", ""]
-            # As text: a label may look like markup.
             cells = [*group, name, sparkline(column, blocks), *figures]
-            table.add_row(*map(Text, cells))
+            table.add_row(*map(_cell, cells))
     console.print(table)
 
 
@@ -149,10 +150,15 @@ def _show_summary(settings: Settings, start: datetime, end: datetime, zone: tzin
     for one in summary.items:
         figures = [f"{value:.6g}" for value in (one.minimum, one.average, one.maximum, one.percentile_95)]
         cells = [one.metric, one.device_id, str(one.count), f"{one.last_value:.6g}", _moment(one.last, zone)]
-        table.add_row(*map(Text, [*cells, *figures, str(one.gaps.count)]))
+        table.add_row(*map(_cell, [*cells, *figures, str(one.gaps.count)]))
     console.print(table)
     if summary.next_cursor is not None:
         console.print(f"the first {_MOST_SUMMARIES}; all are in GET /api/v1/analytics/summary")
+
+
+def _cell(text: str) -> Text:
+    """What devices name may look like markup, or have characters that steer a terminal."""
+    return Text("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text))
 
 
 def _range(asked: Asked, zone: tzinfo | None) -> tuple[datetime, datetime]:

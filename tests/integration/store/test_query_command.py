@@ -127,3 +127,12 @@ def test_a_line_is_never_wider_and_is_blank_where_nothing_is(values: list[float]
         assert [cell == " " for cell in line] == [math.isnan(value) for value in values]
         known: list[Any] = [(value, cell) for value, cell in zip(values, line, strict=True) if cell != " "]
         assert [cell for _, cell in sorted(known)] == sorted(cell for _, cell in known)
+
+
+def test_a_label_does_not_steer_the_terminal(filled: Engine) -> None:
+    labels = {"room": "\x1b[2J\x9b1A\nhall\u202e"}
+    with filled.begin() as connection:
+        samples.insert(connection, [Sample("volts", "edge-1", "test", labels, T0, 0, 1.0)])
+    shown = ask("volts", *RANGE, "--group-by", "labels.room")
+    assert table(shown)[1][0].replace("\N{REPLACEMENT CHARACTER}", "?") == "?[2J?1A?hall?"
+    assert all(character.isprintable() for character in shown.output.replace("\n", ""))
