@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from primespark.store.analytics.aggregates import Aggregation
@@ -63,6 +63,9 @@ def test_a_table_has_every_point(wanted: Format, series: list[Series]) -> None:
 
 
 @given(answers())
+@example(
+    [Series({"device_id": "\n=1+1", "labels.room": None}, array("q", [0]), [array("d", [1.0]), array("d", [1.0])])]
+)
 def test_text_has_every_point_and_no_formula(series: list[Series]) -> None:
     read = list(csv.reader(io.StringIO(export(series, COLUMNS, Format.CSV).decode(), newline="")))
     assert read[0] == ["device_id", "labels.room", "time", "avg", "count"]
@@ -71,7 +74,7 @@ def test_text_has_every_point_and_no_formula(series: list[Series]) -> None:
     for (device, room, time, average, count), row in zip(read[1:], expected, strict=True):
         for cell, text in ((device, row[0]), (room, row[1] or "")):
             assert cell in (text, f"'{text}")
-            assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+            assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
         assert datetime.fromisoformat(time) == row[2]
         assert (float(average) if average else None, int(count) if count else None) == (row[3], row[4])
 
