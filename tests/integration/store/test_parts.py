@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, event, text
 
 from primespark.store import rollups, samples
 from primespark.store.analytics import queries
@@ -74,3 +77,29 @@ def test_a_refresh_looks_at_the_parts_of_its_marks(store_engine: Engine) -> None
     with planned_to_read(store_engine) as days, store_engine.begin() as connection:
         assert rollups.refresh_hours(connection, THURSDAY, THURSDAY + 4 * WEEK) == 2
     assert days == {"0312", "0319"}
+
+
+def test_writers_of_the_same_new_weeks_wait_for_each_other_and_store_once(store_engine: Engine) -> None:
+    rows = [
+        Sample("m", f"d{device}", "", {}, THURSDAY + number * WEEK, seq, 1.0)
+        for number in range(8) for device in range(3) for seq in range(2)
+    ]  # fmt: skip
+    together = threading.Barrier(5)
+
+    def write(number: int) -> int:
+        mixed = random.Random(number).sample(rows, len(rows))
+        with store_engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            together.wait()
+            inserted = samples.insert(connection, mixed).inserted
+            connection.commit()
+        return inserted
+
+    with ThreadPoolExecutor(5) as pool:
+        assert sum(pool.map(write, range(5))) == len(rows)
+    with store_engine.begin() as connection:
+        counts = text(
+            "SELECT count(*) FROM metrics.sample_standard s JOIN pg_class c ON c.oid = s.tableoid"
+            " JOIN metrics.part p ON p.name = c.relname AND s.time >= p.starts AND s.time < p.ends"
+        )
+        assert connection.execute(counts).scalar_one() == len(rows)
