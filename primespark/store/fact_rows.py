@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+from pydantic_core import to_json
 from sqlalchemy import Connection
 
 from primespark.store.database import copy_rows
@@ -31,15 +32,17 @@ def insert(
     if not taken:
         return
     of_batch = f"{device_id}\t{epoch}\t{batch_seq}\t"
-    rows = "".join([of_batch + _row(fact, value) for fact, value in taken])
+    # All at once, which costs a quarter of asking each.
+    times = to_json([fact.time for fact, _ in taken]).decode()[2:-2].split('","')
+    rows = "".join([of_batch + _row(fact, time, value) for (fact, value), time in zip(taken, times, strict=True)])
     copy_rows(connection, _COPY, io.StringIO(rows))
 
 
-def _row(fact: Fact, value: str) -> str:
+def _row(fact: Fact, time: str, value: str) -> str:
     # `_value_`, since the property `value` of a member is a call. Of names nothing is to escape, of JSON backslashes.
     quality = _NULL if fact.quality is None else fact.quality._value_
     return (
-        f"{fact.stream}\t{fact.seq}\t{fact.data_class._value_}\t{fact.time.isoformat()}\t"
+        f"{fact.stream}\t{fact.seq}\t{fact.data_class._value_}\t{time}\t"
         f"{fact.boot_id.translate(_ESCAPES)}\t{fact.monotonic_ns}\t{quality}\t{fact.blob or _NULL}\t"
         + value.replace("\\", r"\\")
         + "\n"
