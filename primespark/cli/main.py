@@ -169,7 +169,7 @@ def query(
         list[str] | None,
         typer.Option("--agg", help="sum, avg, min, max, count, stddev, variance, or p95; avg unless given."),
     ] = None,
-    last: Annotated[str, typer.Option(help="How far back: 90s, 15m, 24h, 7d.")] = "24h",
+    last: Annotated[str | None, typer.Option(help="How far back: 90s, 15m, 7d; 24h unless given.")] = None,
     start: Annotated[
         datetime | None,
         typer.Option(

@@ -45,7 +45,7 @@ class Asked:
 
     metrics: Sequence[str]
     aggregations: Sequence[str]
-    last: str
+    last: str | None
     start: datetime | None
     end: datetime | None
     by: str | None
@@ -163,7 +163,11 @@ def _cell(text: str) -> Text:
 
 def _range(asked: Asked, zone: tzinfo | None) -> tuple[datetime, datetime]:
     end = _aware(asked.end, zone) if asked.end else utc_now()
-    return (_aware(asked.start, zone) if asked.start else end - parse_duration(asked.last)), end
+    if asked.start is None:
+        return end - parse_duration(asked.last or "24h"), end
+    if asked.last is not None:
+        raise InvalidInputError("--last and --from", remedy="give one of them", code="bad_time_range")
+    return _aware(asked.start, zone), end
 
 
 def _aware(moment: datetime, zone: tzinfo | None) -> datetime:

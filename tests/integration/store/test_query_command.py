@@ -110,6 +110,7 @@ def test_without_a_metric_it_shows_what_there_is(filled: Engine) -> None:
         (["m", "--group-by", "value"], "unknown_field"),
         (["m", "--from", "2026-03-29", "--to", "2026-03-28"], "bad_time_range"),
         (["m", "--last", "soon"], "invalid_input"),
+        (["m", "--last", "24h", "--from", "2026-03-28"], "bad_time_range"),
         (["--format", "csv"], "invalid_input"),
     ],
 )
