@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import statistics
 import tempfile
 import time
@@ -38,7 +37,6 @@ SEVEN = [one for one in Aggregation if one is not Aggregation.PERCENTILE]
 MONTH = Query(
     ["m"], SEVEN, START, START + DAYS * DAY, of_unit(Unit.HOUR), (), [Filter("device_id", Op.EQUAL, "edge-1")]
 )
-_TICKS = os.sysconf("SC_CLK_TCK")
 _FILL = """
 INSERT INTO metrics.sample_standard (series_id, time, seq, value)
 SELECT s.series_id, moment, 0, 50 + 10 * sin(extract(epoch FROM moment) / 7000) + 5 * random()
@@ -121,9 +119,9 @@ def _cpu_us(engine: Engine, work: Callable[[Connection, int], None]) -> float:
 
 
 def _spent(pid: int) -> float:
-    """Processor seconds of this process and of a server's process."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(") ", 1)[1].split()
-    return time.process_time() + (int(fields[11]) + int(fields[12])) / _TICKS
+    """Processor seconds of this process and of a server's process, whose ticks would miss short turns."""
+    on_processor_ns = Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]
+    return time.process_time() + int(on_processor_ns) / 1e9
 
 
 def _fill(engine: Engine) -> None:
