@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from primespark.store import database, samples
+from primespark.store import samples
 from primespark.store.analytics.latest import latest
 from primespark.store.analytics.selection import Filter, Op
 from primespark.store.samples import Sample
 from tests.helpers import rounds
 
 T0 = datetime(2026, 3, 27, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def law_engine(postgres_server: Any) -> Iterator[Engine]:
-    url = postgres_server.create_store()
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
-    postgres_server.drop(url)
 
 
 rows = st.lists(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
 from primespark.errors import InvalidInputError
-from primespark.store import database, retention, rollups, samples
+from primespark.store import retention, rollups, samples
 from primespark.store.analytics.summary import Gaps, MetricSummary, summarise
 from primespark.store.samples import Sample
 from tests.helpers import rounds
@@ -22,15 +22,6 @@ from tests.helpers import rounds
 T0 = datetime(2026, 3, 27, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 SPAN_S = 4 * 86_400
-
-
-@pytest.fixture(scope="module")
-def law_engine(postgres_server: Any) -> Iterator[Engine]:
-    url = postgres_server.create_store()
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
-    postgres_server.drop(url)
 
 
 def sample(second: float, value: float | None = 1.0, seq: int = 0, **other: Any) -> Sample:
