@@ -108,6 +108,15 @@ class WindowEngine:
         """The lowest offset that is not a duplicate."""
         return self._fences[topic, partition].next_offset
 
+    def process_chunk(self, batches: Iterable[Batch], clock_ms: int) -> Output:
+        """Take in several messages of one partition, in order of their offsets."""
+        output = Output()
+        for batch in batches:
+            said = self.process(batch, clock_ms)
+            output.results.extend(said.results)
+            output.late.extend(said.late)
+        return output
+
     def process(self, batch: Batch, clock_ms: int) -> Output:
         """Take in one message; each of its rows is a step."""
         output = Output()
