@@ -7,7 +7,7 @@ or a relay that publishes again, changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,11 @@ from primespark.errors import IntegrityError
 from primespark.windows.records import Batch, Counters
 from primespark.windows.results import WindowResult
 from primespark.windows.rules import AggregationRule
-from primespark.windows.running import LateRecord, RunningRule
+from primespark.windows.running import LateRecord, RunningRule, firing_order
 
 SNAPSHOT_VERSION = 1
+# Of fewer, one by one is faster.
+FEWEST_COLUMNS = 64
 # A topic and a partition number.
 Partition = tuple[str, int]
 
@@ -45,11 +47,14 @@ class WindowEngine:
         rules: Those that are not enabled are left out.
         manual_watermark: Whether `advance` alone moves watermarks.
         merge_partitions: Whether a group is one over all partitions, which must all be here to stay.
+        fewest_columns: From so many rows on they are taken in as columns.
     """
 
     def __init__(
-        self, rules: Iterable[AggregationRule], *, manual_watermark: bool = False, merge_partitions: bool = False
-    ) -> None:
+        self, rules: Iterable[AggregationRule], *, manual_watermark: bool = False, merge_partitions: bool = False,
+        fewest_columns: int = FEWEST_COLUMNS,
+    ) -> None:  # fmt: skip
+        self._fewest_columns = fewest_columns
         self._rules = [
             RunningRule(rule, manual_watermark=manual_watermark, merge_partitions=merge_partitions)
             for rule in rules
@@ -108,29 +113,15 @@ class WindowEngine:
         """The lowest offset that is not a duplicate."""
         return self._fences[topic, partition].next_offset
 
-    def process_chunk(self, batches: Iterable[Batch], clock_ms: int) -> Output:
-        """Take in several messages of one partition, in order of their offsets."""
-        output = Output()
-        for batch in batches:
-            said = self.process(batch, clock_ms)
-            output.results.extend(said.results)
-            output.late.extend(said.late)
-        return output
+    def process_chunk(self, batches: Sequence[Batch], clock_ms: int) -> Output:
+        """Take in several messages of one partition, at least one, in order of their offsets."""
+        fresh = self._fresh((batches[0].topic, batches[0].partition), batches)
+        rows = sum([len(batch.rows) for batch in fresh])
+        return self._add_columns(fresh, clock_ms) if rows >= self._fewest_columns else self._add_rows(fresh, clock_ms)
 
     def process(self, batch: Batch, clock_ms: int) -> Output:
         """Take in one message; each of its rows is a step."""
-        output = Output()
-        if self._is_duplicate(batch):
-            self.duplicates += max(1, len(batch.rows))
-            return output
-        rules = self._by_topic[batch.topic]
-        for index, row in enumerate(batch.rows):
-            for rule in rules:
-                fired, late = rule.add(row, batch, index, clock_ms)
-                output.results.extend(fired)
-                if late is not None:
-                    output.late.append(late)
-        return output
+        return self.process_chunk([batch], clock_ms)
 
     def skip(self, topic: str, partition: int, offset: int) -> None:
         """Move the fence over a message that cannot be decoded."""
@@ -190,15 +181,44 @@ class WindowEngine:
             else:
                 rule.restore(partition, state, clock_ms if restart_idle else None)
 
-    def _is_duplicate(self, batch: Batch) -> bool:
-        fence = self._fences[batch.topic, batch.partition]
-        if batch.offset < fence.next_offset:
-            return True
-        fence.next_offset = batch.offset + 1
-        self._changed.add((batch.topic, batch.partition))
-        if batch.log_seq is None:
-            return False
-        if batch.log_seq <= fence.log_seq:
-            return True
-        fence.log_seq = batch.log_seq
-        return False
+    def _add_rows(self, batches: list[Batch], clock_ms: int) -> Output:
+        output = Output()
+        for batch in batches:
+            rules = self._by_topic[batch.topic]
+            for index, row in enumerate(batch.rows):
+                for rule in rules:
+                    fired, late = rule.add(row, batch, index, clock_ms)
+                    output.results.extend(fired)
+                    if late is not None:
+                        output.late.append(late)
+        return output
+
+    def _add_columns(self, batches: list[Batch], clock_ms: int) -> Output:
+        """The same, and in the same order."""
+        from primespark.windows.columns import Chunk
+
+        chunk = Chunk(batches)
+        results: list[tuple[int, int, WindowResult]] = []
+        late: list[tuple[int, int, LateRecord]] = []
+        for number, rule in enumerate(self._by_topic[chunk.topic]):
+            said = rule.add_chunk(chunk, clock_ms)
+            results.extend((row, number, result) for row, result in said.results)
+            late.extend((row, number, record) for row, record in said.late)
+        results.sort(key=lambda one: (*one[:2], *firing_order(one[2])))
+        late.sort(key=lambda one: one[:2])
+        return Output([result for *_, result in results], [record for *_, record in late])
+
+    def _fresh(self, partition: Partition, batches: Sequence[Batch]) -> list[Batch]:
+        """Those above the fence, which is moved behind them; the others are counted."""
+        fence = self._fences[partition]
+        fresh = []
+        for batch in batches:
+            if batch.offset >= fence.next_offset:
+                fence.next_offset = batch.offset + 1
+                self._changed.add(partition)
+                if batch.log_seq is None or batch.log_seq > fence.log_seq:
+                    fence.log_seq = fence.log_seq if batch.log_seq is None else batch.log_seq
+                    fresh.append(batch)
+                    continue
+            self.duplicates += max(1, len(batch.rows))
+        return fresh

@@ -92,6 +92,15 @@ class PaneWindows:
                 self.due = min(self.due, start + shape.size)
         return fired, len(taken) < len(windows)
 
+    def absorb(self, pane: int, aggregate: Aggregate) -> None:
+        """Take in records of one pane, each of which came before its end was reached: no window over it had fired."""
+        known = self._panes.get(pane)
+        if known is not None:
+            known.merge(aggregate)
+            return
+        self._panes[pane] = aggregate
+        self.due = min(self.due, self._shape.windows_of(pane)[0] + self._shape.size)
+
     def fire(self, watermark: int) -> Iterator[Fired]:
         """What fires when the watermark is there; what is too old for any record is forgotten."""
         if watermark < self.due:

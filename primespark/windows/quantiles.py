@@ -12,9 +12,10 @@ from typing import Any, Self
 
 # Up to so many values are kept as they are.
 MOST_EXACT = 100
-_BASE = 1.02
+# Each bin ends at so many times the end of the one before.
+BASE = 1.02
 # Between bins of negative values and bins of positive ones; larger than any exponent of a double.
-_SHIFT = 40_000
+SHIFT = 40_000
 
 
 class Quantiles:
@@ -101,8 +102,8 @@ def log_bin(value: float) -> int:
     """The number of the bin that a finite value is in; bins are in the order of their values."""
     if not value:
         return 0
-    exponent = math.ceil(math.log(abs(value)) / math.log(_BASE))
-    return _SHIFT + exponent if value > 0 else -_SHIFT - exponent
+    exponent = math.ceil(math.log(abs(value)) / math.log(BASE))
+    return SHIFT + exponent if value > 0 else -SHIFT - exponent
 
 
 def bin_value(number: int) -> float:
@@ -110,5 +111,5 @@ def bin_value(number: int) -> float:
     if not number:
         return 0.0
     # The bound above of the last bin is no double any more.
-    below = _BASE ** (abs(number) - _SHIFT - 1)
-    return math.copysign(below * (2 * _BASE / (1 + _BASE)), number)
+    below = BASE ** (abs(number) - SHIFT - 1)
+    return math.copysign(below * (2 * BASE / (1 + BASE)), number)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 # Years 1 to 9999 less the longest window: every window bound is a time that databases and datetime can hold.
-_EARLIEST_MS = -62_135_596_800_000 + 31_536_000_000
-_LATEST_MS = 253_402_300_800_000 - 31_536_000_000
+EARLIEST_MS = -62_135_596_800_000 + 31_536_000_000
+LATEST_MS = 253_402_300_800_000 - 31_536_000_000
 # Groups are part of a database key, whose size is bounded.
 _MAX_GROUP_BYTES = 1024
 
@@ -52,7 +52,7 @@ class Counters:
 def event_time_ms(row: Row) -> int | None:
     """The row's `ts`, or None if it is not an integer in the range of years 2 to 9998."""
     moment = row.get("ts")
-    if type(moment) is not int or not _EARLIEST_MS <= moment <= _LATEST_MS:
+    if type(moment) is not int or not EARLIEST_MS <= moment <= LATEST_MS:
         return None
     return moment
 

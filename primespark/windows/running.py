@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, cast
 
 from primespark.windows.aggregates import AggregationFunction
 from primespark.windows.firing import Fired, GroupWindows
 from primespark.windows.panes import PaneShape, PaneWindows
-from primespark.windows.records import Batch, Counters, Row, event_time_ms, group_of, number_of
+from primespark.windows.reading import Group, RuleReader
+from primespark.windows.records import Batch, Counters, Row
 from primespark.windows.results import WindowResult
 from primespark.windows.rules import AggregationRule, WindowType
 from primespark.windows.sessions import SessionShape, SessionWindows
 from primespark.windows.watermark import NEVER, KeyWatermark, PartitionWatermarks
 
+if TYPE_CHECKING:
+    from primespark.windows.columns import Chunk, Integers
+    from primespark.windows.reading import Records
+    from primespark.windows.vectorised import SortedRecords, Timeline
+
 # Of what `snapshot` writes for a rule; what an earlier one wrote is not taken up.
 _STATE_VERSION = 2
-_Group = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,14 @@ class LateRecord:
     rule: AggregationRule
     batch: Batch
     index: int
+
+
+@dataclass(slots=True)
+class ChunkOutput:
+    """What a rule says of a chunk, each with the row it is said at."""
+
+    results: list[tuple[int, WindowResult]] = field(default_factory=list)
+    late: list[tuple[int, LateRecord]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -52,15 +66,13 @@ class RunningRule:
         self._is_manual = manual_watermark
         self._is_merged = merge_partitions
         self._least_watermark = NEVER
-        self.counters = Counters()
+        self._reader = RuleReader(rule)
         self.changed: set[int] = set()
         config = rule.window_config
-        self._conditions = rule.conditions
         self._shape = _shape(rule)
-        self._max_future = config.max_future_ms
         self._by_key = config.watermark_scope == "key"
         self._shared = PartitionWatermarks(config.max_out_of_orderness_ms, config.idle_timeout_ms)
-        self._partitions: dict[int, dict[_Group, _GroupState]] = {}
+        self._partitions: dict[int, dict[Group, _GroupState]] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -79,40 +91,41 @@ class RunningRule:
         self._shared.revoke(partition)
         self.changed.discard(partition)
 
+    @property
+    def counters(self) -> Counters:
+        """What was left out; the live object."""
+        return self._reader.counters
+
     def add(self, row: Row, batch: Batch, index: int, clock_ms: int) -> tuple[list[WindowResult], LateRecord | None]:
         """Take in one row; what fires, ordered by (end, start, group), and the row itself if it is too late."""
-        record = self._read(row, batch.at_ms)
-        if record is None:
-            return [], None
-        event_ms, group, value = record
-        partition = min(self._partitions) if self._is_merged else batch.partition
-        self.changed.add(partition)
-        state = self._state(partition, group)
-        said, is_late = state.windows.add(
-            event_ms, value, (event_ms, batch.offset, index), self._watermark(partition, state)
-        )
-        late = None
-        if is_late:
-            self.counters.late_dropped += 1
-            late = LateRecord(self.rule, batch, index)
-        fired = list(self._results(group, said)) if said else []
-        if self._moves_all(batch.partition, event_ms, clock_ms, state):
-            fired += self._fire_partitions()
-        fired += self._fire(partition, group, state)
-        if len(fired) > 1:
-            fired.sort(key=_firing_order)
-        return fired, late
+        record = self._reader.read(row, batch.at_ms)
+        return ([], None) if record is None else self._add(*record, batch, index, clock_ms)
+
+    def add_chunk(self, chunk: Chunk, clock_ms: int) -> ChunkOutput:
+        """Take in many rows: what `add` says of each, with the row it is said at."""
+        output = ChunkOutput()
+        records = self._reader.read_chunk(chunk)
+        if len(records.rows) and not self._add_vectors(chunk, records, clock_ms, output):
+            for row, event, value, code in zip(
+                records.rows.tolist(), records.events.tolist(), records.values.tolist(), records.codes.tolist(),
+                strict=True,
+            ):  # fmt: skip
+                fired, late = self._add(event, records.names[code], value, *chunk.place(row), clock_ms)
+                output.results.extend((row, result) for result in fired)
+                if late is not None:
+                    output.late.append((row, late))
+        return output
 
     def tick(self, clock_ms: int) -> list[WindowResult]:
         """Let time pass, by which partitions become idle; what fires, ordered by (end, start, group)."""
         if self._is_manual or self._by_key or not self._shared.advance(clock_ms):
             return []
-        return sorted(self._fire_partitions(), key=_firing_order)
+        return sorted(self._fire_partitions(), key=firing_order)
 
     def advance(self, watermark_ms: int) -> list[WindowResult]:
         """Move all watermarks up to a moment, and those of groups to come; what fires, in the same order."""
         self._least_watermark = max(self._least_watermark, watermark_ms)
-        return sorted(self._fire_partitions(), key=_firing_order)
+        return sorted(self._fire_partitions(), key=firing_order)
 
     def snapshot(self, partition: int) -> dict[str, Any]:
         """The state of one partition as JSON values."""
@@ -130,28 +143,83 @@ class RunningRule:
             for names, watermark, saved in state["groups"]
         }
 
-    def _read(self, row: Row, at_ms: int | None) -> tuple[int, _Group, float] | None:
-        if self._conditions and not all(matches(row) for matches in self._conditions):
-            self.counters.filtered += 1
-            return None
-        event_ms = event_time_ms(row)
-        if event_ms is None:
-            self.counters.invalid += 1
-            return None
-        if self._max_future is not None and at_ms is not None and event_ms > at_ms + self._max_future:
-            self.counters.future += 1
-            return None
-        group = group_of(row, self.rule.group_by)
-        if group is None:
-            self.counters.ungrouped += 1
-            return None
-        value = number_of(row, self.rule.value_field)
-        if value is None:
-            self.counters.invalid += 1
-            return None
-        return event_ms, group, value
+    def _add_vectors(self, chunk: Chunk, records: Records, clock_ms: int, output: ChunkOutput) -> bool:
+        """The same by whole panes; False, and nothing is done, where that is not possible."""
+        from primespark.windows.vectorised import SortedRecords, absorb, play
 
-    def _state(self, partition: int, group: _Group) -> _GroupState:
+        if self._is_manual or self._is_merged or not isinstance(self._shape, PaneShape):
+            return False
+        ordered = SortedRecords(chunk, records)
+        if not ordered.fit:
+            return False
+        partition = chunk.partition
+        self.changed.add(partition)
+        states = [self._state(partition, group) for group in ordered.groups]
+        if self._by_key:
+            before, timelines = self._observe_groups(ordered, states)
+            turns = list(zip(repeat(partition), ordered.groups, states, timelines, strict=False))
+        else:
+            before, by_partition = self._observe_partition(partition, ordered, records, clock_ms)
+            turns = [
+                (number, group, state, by_partition[number])
+                for number, groups in self._partitions.items()
+                for group, state in groups.items()
+            ]
+        late = absorb(ordered, before, self._shape, [_panes(state) for state in states])
+        for number, group, state, timeline in turns:
+            own = late.get(group, ()) if number == partition else ()
+            if not own and timeline.last < state.windows.due:
+                continue
+            for step in play(_panes(state), timeline, ordered, before, own):
+                output.results.extend((step.row, result) for result in self._results(group, step.fired))
+                if step.is_late:
+                    self.counters.late_dropped += 1
+                    output.late.append((step.row, LateRecord(self.rule, *chunk.place(step.row))))
+            if not self._by_key and state.windows.is_empty():
+                del self._partitions[number][group]
+        return True
+
+    def _observe_groups(self, ordered: SortedRecords, states: list[_GroupState]) -> tuple[Integers, list[Timeline]]:
+        """Move each group's watermark; the one at which each row comes, and how each group's rises."""
+        floors = [max(state.watermark.value, self._least_watermark) for state in states]
+        for state, largest in zip(states, ordered.largest_events(), strict=True):
+            state.watermark.observe(largest)
+        return ordered.watermarks(floors, self.rule.window_config.max_out_of_orderness_ms)
+
+    def _observe_partition(
+        self, partition: int, ordered: SortedRecords, records: Records, clock_ms: int
+    ) -> tuple[Integers, dict[int, Timeline]]:
+        """Move the watermark of all groups; the one at which each row comes, and how it rises in each partition."""
+        from primespark.windows.vectorised import Timeline
+
+        floors = {number: max(self._shared.of(number), self._least_watermark) for number in self._partitions}
+        reached = self._shared.observe_all(partition, records.events, clock_ms)
+        timelines = {number: Timeline.rising(records.rows, reached, floor) for number, floor in floors.items()}
+        self.changed.update(number for number, floor in floors.items() if timelines[number].last > floor)
+        return ordered.arranged(timelines[partition].before(floors[partition])), timelines
+
+    def _add(
+        self, event_ms: int, group: Group, value: float, batch: Batch, index: int, clock_ms: int
+    ) -> tuple[list[WindowResult], LateRecord | None]:
+        partition = min(self._partitions) if self._is_merged else batch.partition
+        self.changed.add(partition)
+        state = self._state(partition, group)
+        said, is_late = state.windows.add(
+            event_ms, value, (event_ms, batch.offset, index), self._watermark(partition, state)
+        )
+        late = None
+        if is_late:
+            self.counters.late_dropped += 1
+            late = LateRecord(self.rule, batch, index)
+        fired = list(self._results(group, said)) if said else []
+        if self._moves_all(batch.partition, event_ms, clock_ms, state):
+            fired += self._fire_partitions()
+        fired += self._fire(partition, group, state)
+        if len(fired) > 1:
+            fired.sort(key=firing_order)
+        return fired, late
+
+    def _state(self, partition: int, group: Group) -> _GroupState:
         groups = self._partitions[partition]
         state = groups.get(group)
         if state is None:
@@ -188,11 +256,11 @@ class RunningRule:
                     # The watermark is the partition's; by key it would have to be remembered.
                     del groups[group]
 
-    def _fire(self, partition: int, group: _Group, state: _GroupState) -> Iterable[WindowResult]:
+    def _fire(self, partition: int, group: Group, state: _GroupState) -> Iterable[WindowResult]:
         watermark = self._watermark(partition, state)
         return self._results(group, state.windows.fire(watermark)) if watermark >= state.windows.due else ()
 
-    def _results(self, group: _Group, fired: Iterable[Fired]) -> Iterator[WindowResult]:
+    def _results(self, group: Group, fired: Iterable[Fired]) -> Iterator[WindowResult]:
         rule = self.rule
         for one in fired:
             value = None
@@ -217,5 +285,11 @@ def _shape(rule: AggregationRule) -> PaneShape | SessionShape:
     )  # fmt: skip
 
 
-def _firing_order(result: WindowResult) -> tuple[int, int, _Group]:
+def _panes(state: _GroupState) -> PaneWindows:
+    """The windows of a group whose rule has a shape of panes."""
+    return cast(PaneWindows, state.windows)
+
+
+def firing_order(result: WindowResult) -> tuple[int, int, Group]:
+    """By what results of one step are ordered."""
     return result.window_end, result.window_start, result.group

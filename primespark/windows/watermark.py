@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from primespark.windows.columns import Integers
+
 # Below every event time: a partition or group that has seen no record.
 NEVER = -(2**63)
 
@@ -75,11 +80,30 @@ class PartitionWatermarks:
         entry.largest_ms = max(entry.largest_ms, event_ms)
         return self.advance(clock_ms)
 
+    def observe_all(self, partition: int, event_times: Integers, clock_ms: int) -> Integers:
+        """Take in the times of records already added, at least one; the common watermark after each of them."""
+        import numpy as np
+
+        entry = self._partitions[partition]
+        before_ms = entry.largest_ms
+        self.observe(partition, int(event_times.max()), clock_ms)
+        others = [
+            NEVER if other.largest_ms == NEVER else other.largest_ms - self._disorder_ms
+            for other in self._partitions.values()
+            if other is not entry and not self._is_idle(other, clock_ms)
+        ]
+        bound = min(others, default=-NEVER - 1)
+        if self._is_idle(entry, clock_ms):
+            return np.full(len(event_times), bound if others else NEVER)
+        largest = np.maximum(np.maximum.accumulate(event_times), before_ms)
+        reached: Integers = np.minimum(largest - self._disorder_ms, bound)
+        return reached
+
     def advance(self, clock_ms: int) -> bool:
         """Recompute with the clock at `clock_ms`; True if some partition's watermark advanced."""
         reached: int | None = None
         for entry in self._partitions.values():
-            if self._idle_timeout_ms is not None and clock_ms - entry.active_at_ms >= self._idle_timeout_ms:
+            if self._is_idle(entry, clock_ms):
                 continue
             own = NEVER if entry.largest_ms == NEVER else entry.largest_ms - self._disorder_ms
             reached = own if reached is None else min(reached, own)
@@ -90,3 +114,6 @@ class PartitionWatermarks:
                     entry.watermark = reached
                     advanced = True
         return advanced
+
+    def _is_idle(self, entry: _Partition, clock_ms: int) -> bool:
+        return self._idle_timeout_ms is not None and clock_ms - entry.active_at_ms >= self._idle_timeout_ms

@@ -1,0 +1,151 @@
+"""The rows of several messages as columns: what `records` reads from one row, of all rows at once.
+
+A column says exactly what the function for one row says of each: where the values of a field are not all of the usual
+type, that function is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primespark.windows.filters import Condition
+from primespark.windows.records import EARLIEST_MS, LATEST_MS, Batch, Row, event_time_ms, group_of, number_of
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The group of each row.
+
+    Attributes:
+        codes: Index into `names`; -1 where a row has no usable group.
+        names: The groups, each once.
+    """
+
+    codes: Integers
+    names: list[tuple[str, ...]]
+
+
+class Chunk:
+    """Messages of one partition in order of their offsets, read as columns when a rule first asks for them.
+
+    Args:
+        batches: Not empty, with one row at least.
+    """
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches = batches
+        self.topic, self.partition = batches[0].topic, batches[0].partition
+        lengths = np.array([len(batch.rows) for batch in batches], np.int64)
+        self.size = int(lengths.sum())
+        self._starts = np.cumsum(lengths) - lengths
+        self.message: Integers = np.repeat(np.arange(len(batches)), lengths)
+        self.offset: Integers = np.array([batch.offset for batch in batches], np.int64)[self.message]
+        self.index: Integers = np.arange(self.size) - self._starts[self.message]
+        self._rows: list[Row] | None = None
+        self._times: tuple[Integers, Flags] | None = None
+        self._numbers: dict[str | None, tuple[Floats, Flags]] = {}
+        self._groups: dict[tuple[str, ...], Groups] = {}
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows in order."""
+        if self._rows is None:
+            self._rows = [row for batch in self.batches for row in batch.rows]
+        return self._rows
+
+    def place(self, row: int) -> tuple[Batch, int]:
+        """The message of a row, and where it is in it."""
+        return self.batches[self.message[row]], int(self.index[row])
+
+    def times(self) -> tuple[Integers, Flags]:
+        """Event times in milliseconds, and which rows have one; see `event_time_ms`."""
+        if self._times is None:
+            self._times = self._read_times()
+        return self._times
+
+    def numbers(self, field: str | None) -> tuple[Floats, Flags]:
+        """The values of a field, and which rows have a finite one; see `number_of`."""
+        if field not in self._numbers:
+            self._numbers[field] = self._read_numbers(field)
+        return self._numbers[field]
+
+    def groups(self, fields: Sequence[str]) -> Groups:
+        """The groups by some fields; see `group_of`."""
+        key = tuple(fields)
+        if key not in self._groups:
+            self._groups[key] = self._read_groups(fields)
+        return self._groups[key]
+
+    def matching(self, conditions: Sequence[Condition]) -> Flags:
+        """Which rows meet all conditions."""
+        found = (all(matches(row) for matches in conditions) for row in self.rows)
+        return np.fromiter(found, np.bool_, self.size)
+
+    def within(self, times: Integers, ahead_ms: int) -> Flags:
+        """Which rows are no more than so far ahead of the publication of their message."""
+        # A message without a moment of its own has no such bound.
+        moments = [LATEST_MS if batch.at_ms is None else batch.at_ms for batch in self.batches]
+        limits: Flags = times - ahead_ms <= np.array(moments, np.int64)[self.message]
+        return limits
+
+    def _read_times(self) -> tuple[Integers, Flags]:
+        given = [row.get("ts") for row in self.rows]
+        if set(map(type, given)) == {int}:
+            try:
+                times = np.array(given, np.int64)
+            except OverflowError:
+                pass
+            else:
+                return times, (times >= EARLIEST_MS) & (times <= LATEST_MS)
+        read = [event_time_ms(row) for row in self.rows]
+        return np.array([moment or 0 for moment in read], np.int64), np.array([one is not None for one in read])
+
+    def _read_numbers(self, field: str | None) -> tuple[Floats, Flags]:
+        if field is None:
+            return np.ones(self.size), np.ones(self.size, np.bool_)
+        given = [row.get(field) for row in self.rows]
+        if set(map(type, given)) <= {int, float}:
+            try:
+                numbers = np.array(given, np.float64)
+            except OverflowError:
+                pass
+            else:
+                return numbers, np.isfinite(numbers)
+        read = [number_of(row, field) for row in self.rows]
+        return np.array([number or 0.0 for number in read]), np.array([one is not None for one in read])
+
+    def _read_groups(self, fields: Sequence[str]) -> Groups:
+        if len(fields) == 1:
+            (field,) = fields
+            given = [row.get(field) for row in self.rows]
+            if set(map(type, given)) == {str}:
+                codes, texts = _encode(given)
+                return _usable(codes, [group_of({field: text}, fields) for text in texts])
+        codes, groups = _encode([group_of(row, fields) for row in self.rows])
+        return _usable(codes, groups)
+
+
+def _encode(given: Sequence[Any]) -> tuple[Integers, list[Any]]:
+    """Numbers for equal values in order of appearance, and the values."""
+    seen: dict[Any, int] = {}
+    codes = np.array([seen.setdefault(value, len(seen)) for value in given], np.int64)
+    return codes, list(seen)
+
+
+def _usable(codes: Integers, names: list[tuple[str, ...] | None]) -> Groups:
+    """Leave out the groups that are None."""
+    kept = [name for name in names if name is not None]
+    if len(kept) == len(names):
+        return Groups(codes, kept)
+    numbers = np.cumsum([name is not None for name in names]) - 1
+    numbers[[name is None for name in names]] = -1
+    return Groups(numbers[codes], kept)

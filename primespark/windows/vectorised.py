@@ -1,0 +1,178 @@
+"""Chunks of rows through pane windows: what adding them one by one would say, at a fraction of the cost.
+
+A record that comes before the watermark has reached the end of its pane changes no window that has fired, so all such
+records of a pane are added at once, ahead of their time: no window over the pane fires before the last of them. What
+is left are the few records that come later, and the moments at which windows fire; these are gone through in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from primespark.windows.columns import Chunk, Flags, Integers
+from primespark.windows.firing import Fired
+from primespark.windows.panes import PaneShape, PaneWindows
+from primespark.windows.reading import Group, Records
+from primespark.windows.segments import aggregates, fits, joined, running_maximum, starts_of
+
+# Sorting by numbers of 16 bits is by radix.
+_SHORT = 2**15
+# `FOREVER` is one more.
+_LARGEST_INTEGER = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """How the watermark of one or many groups rises.
+
+    Attributes:
+        rows: At which it may have, in order; at least one.
+        after: Its value after each of them.
+    """
+
+    rows: Integers
+    after: Integers
+
+    @classmethod
+    def rising(cls, rows: Integers, reached: Integers, floor: int) -> Timeline:
+        """From a value on that it does not fall below."""
+        return cls(rows, np.maximum(reached, floor))
+
+    @property
+    def last(self) -> int:
+        """Where it ends."""
+        return int(self.after[-1])
+
+    def before(self, floor: int) -> Integers:
+        """Its value before each row; `floor` before the first."""
+        return np.concatenate(([floor], self.after[:-1]))
+
+
+class SortedRecords:
+    """The usable rows of a chunk, at least one, by group; within a group in the order in which they came."""
+
+    def __init__(self, chunk: Chunk, records: Records) -> None:
+        codes = records.codes.astype(np.int16) if len(records.names) <= _SHORT else records.codes
+        self._order: Integers = np.argsort(codes, kind="stable")
+        self._codes = records.codes[self._order]
+        self.rows = records.rows[self._order]
+        self.events = records.events[self._order]
+        self.values = records.values[self._order]
+        self.offsets = chunk.offset[self.rows]
+        self.indexes = chunk.index[self.rows]
+        self._starts = starts_of(self._codes)
+        self._lengths: Integers = np.diff(np.append(self._starts, len(self._codes)))
+        self.groups = [records.names[code] for code in self._codes[self._starts].tolist()]
+        # Which group a row is of.
+        self.numbers = np.repeat(np.arange(len(self.groups)), self._lengths)
+
+    @property
+    def fit(self) -> bool:
+        """Whether the numbers are small enough for this way."""
+        return fits(len(self.groups), self.events)
+
+    def arranged(self, column: Integers) -> Integers:
+        """A column of the records in this order."""
+        return column[self._order]
+
+    def largest_events(self) -> list[int]:
+        """The largest event time of each group."""
+        largest: list[int] = np.maximum.reduceat(self.events, self._starts).tolist()
+        return largest
+
+    def watermarks(self, floors: Sequence[int], disorder_ms: int) -> tuple[Integers, list[Timeline]]:
+        """The watermark of its group at which each row comes, and how each group's rises.
+
+        Args:
+            floors: The watermark of each group so far.
+            disorder_ms: How far it is behind the largest event time.
+        """
+        so_far = np.array(floors, np.int64)
+        after = np.maximum(running_maximum(self.numbers, self.events) - disorder_ms, so_far[self.numbers])
+        before = np.concatenate(([0], after[:-1]))
+        before[self._starts] = so_far
+        starts = self._starts.tolist()
+        return before, [
+            Timeline(self.rows[start : start + length], after[start : start + length])
+            for start, length in zip(starts, self._lengths.tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that happens to the windows of a group at a row."""
+
+    row: int
+    fired: list[Fired]
+    is_late: bool = False
+
+
+def absorb(
+    records: SortedRecords, before: Integers, shape: PaneShape, windows: Sequence[PaneWindows]
+) -> dict[Group, list[int]]:
+    """Add what comes before the end of its pane; which records of each group do not, in order.
+
+    Args:
+        records: All records.
+        before: The watermark at which each comes.
+        shape: Of the windows.
+        windows: Of each group.
+    """
+    numbers = (records.events - shape.offset) // shape.pane
+    panes = numbers * shape.pane + shape.offset
+    in_time: Flags = before < panes + shape.pane
+    order = np.flatnonzero(in_time)
+    if len(order):
+        keys = joined(records.numbers[order], numbers[order])
+        if np.any(np.diff(keys) < 0):
+            by_key = np.argsort(keys, kind="stable")
+            keys, order = keys[by_key], order[by_key]
+        found = aggregates(
+            keys, records.events[order], records.values[order], records.offsets[order], records.indexes[order],
+            with_quantiles=shape.with_quantiles,
+        )  # fmt: skip
+        firsts = order[starts_of(keys)]
+        for group, pane, aggregate in zip(
+            records.numbers[firsts].tolist(), panes[firsts].tolist(), found, strict=True
+        ):  # fmt: skip
+            windows[group].absorb(pane, aggregate)
+    late: dict[Group, list[int]] = {}
+    for position in np.flatnonzero(~in_time).tolist():
+        late.setdefault(records.groups[records.numbers[position]], []).append(position)
+    return late
+
+
+def play(
+    windows: PaneWindows, timeline: Timeline, records: SortedRecords, before: Integers, late: Sequence[int]
+) -> Iterator[Step]:
+    """What the windows of a group say as the watermark rises and its late records come.
+
+    Args:
+        windows: Of the group, with all that came in time.
+        timeline: Of its watermark.
+        records: All records.
+        before: The watermark at which each comes.
+        late: Which of them are the group's and are left, in order.
+    """
+    rows, after = timeline.rows, timeline.after
+    passed = 0
+    waiting = iter(late)
+    position = next(waiting, None)
+    while True:
+        # Nothing more fires at a row that is passed.
+        turn = max(int(np.searchsorted(after, min(windows.due, _LARGEST_INTEGER))), passed)
+        if position is not None and (turn == len(rows) or records.rows[position] <= rows[turn]):
+            row, event = int(records.rows[position]), int(records.events[position])
+            place = (event, int(records.offsets[position]), int(records.indexes[position]))
+            fired, is_late = windows.add(event, float(records.values[position]), place, int(before[position]))
+            yield Step(row, fired, is_late)
+            passed = int(np.searchsorted(rows, row))
+            position = next(waiting, None)
+        elif turn < len(rows):
+            yield Step(int(rows[turn]), list(windows.fire(int(after[turn]))))
+            passed = turn
+        else:
+            return
