@@ -37,13 +37,43 @@ auto.create.topics.enable=false
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Broker:
-    """A running broker."""
+    """A broker, which runs."""
 
-    bootstrap_servers: str
+    command: list[str]
+    folder: Path
+    port: int
     embedded: bool
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, ready_timeout_s: float = 60) -> None:
+        """Start it, the first time or again; it answers when this returns."""
+        with (self.folder / "broker.log").open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = self.process
+        wait_until(lambda: _answers(process, self.port), ready_timeout_s)
+
+    def kill(self) -> None:
+        """End it without a word."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
 
 class ToolMissingError(Exception):
@@ -58,8 +88,8 @@ def embedded_broker(folder: Path) -> Iterator[Broker]:
         command = broker_service(folder / "data", port).command
     except MissingDependencyError as error:
         raise ToolMissingError(error.message) from None
-    with _running(list(command), folder, port) as process:
-        yield Broker(f"127.0.0.1:{port}", True, process)
+    with _running(Broker(list(command), folder, port, embedded=True)) as broker:
+        yield broker
 
 
 @contextmanager
@@ -79,8 +109,8 @@ def apache_kafka(folder: Path) -> Iterator[Broker]:
     cluster = base64.urlsafe_b64encode(uuid.uuid5(uuid.NAMESPACE_OID, str(folder)).bytes).decode().rstrip("=")
     storage = [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
     subprocess.run(storage, check=True, capture_output=True, timeout=60)
-    with _running([*java, "kafka.Kafka", str(properties)], folder, port, ready_timeout_s=60) as process:
-        yield Broker(f"127.0.0.1:{port}", False, process)
+    with _running(Broker([*java, "kafka.Kafka", str(properties)], folder, port, embedded=False)) as broker:
+        yield broker
 
 
 def kafka_libraries() -> Path:
@@ -129,21 +159,12 @@ def _cache() -> Path:
 
 
 @contextmanager
-def _running(
-    command: list[str], folder: Path, port: int, ready_timeout_s: float = 15
-) -> Iterator[subprocess.Popen[bytes]]:
-    with (folder / "broker.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+def _running(broker: Broker) -> Iterator[Broker]:
     try:
-        wait_until(lambda: _answers(process, port), ready_timeout_s)
-        yield process
+        broker.start()
+        yield broker
     finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        broker.stop()
 
 
 def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
