@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -30,22 +31,29 @@ def run(settings: Settings) -> None:
         ConfigurationError: No broker or store is set, or the rules cannot work.
         UnavailableError: The broker does not answer at start, or the worker broke down.
     """
-    from streams.app import import_faust
-
     configure_logging(settings.global_, "streams")
     for noisy in ("faust", "mode"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    prepare(settings)
+    asyncio.run(_serve_until_signal(settings, read_rules(settings)))
+
+
+def prepare(settings: Settings) -> None:
+    """Make this process fit for a worker; no broker is contacted.
+
+    Raises:
+        MissingDependencyError: Faust is not installed.
+        ConfigurationError: Streams are switched off.
+    """
+    from streams.app import import_faust
+
     import_faust()
     if not settings.features.streams:
         raise ConfigurationError("features.streams is off", remedy="set features.streams to true")
-    rules = read_rules(settings)
-    if not any(rule.enabled for rule in rules):
-        raise ConfigurationError("no rule is enabled", remedy="enable one in cloud.streams.rules_file")
     if settings.cloud.kafka.embedded:
         from streams.embedded_broker import pace_fetches
 
         pace_fetches()
-    asyncio.run(_serve(settings, rules))
 
 
 def read_rules(settings: Settings) -> list[AggregationRule]:
@@ -63,7 +71,18 @@ def read_rules(settings: Settings) -> list[AggregationRule]:
     return rules
 
 
-async def _serve(settings: Settings, rules: list[AggregationRule]) -> None:
+async def serve(
+    settings: Settings, rules: Sequence[AggregationRule], stopping: asyncio.Event, started: asyncio.Event
+) -> None:
+    """Run a worker until `stopping` is set; sets `started` when it is a member of its group.
+
+    Raises:
+        ConfigurationError: No broker or store is set, or no rule is enabled.
+        UnavailableError: The broker does not answer at start, or the worker broke down.
+    """
+    if not any(rule.enabled for rule in rules):
+        raise ConfigurationError("no rule is enabled", remedy="enable one in cloud.streams.rules_file")
+
     from aiokafka import AIOKafkaProducer
 
     from streams.app import FaustSource, attach, build_app
@@ -73,7 +92,6 @@ async def _serve(settings: Settings, rules: list[AggregationRule]) -> None:
     from streams.topics import ensure_topics, require_bootstrap_servers
     from streams.worker import StreamWorker
 
-    stopping = _stop_signals()
     engine = WindowEngine(rules)
     kafka = settings.cloud.kafka
     store = PostgresStore(settings.require_store_url())
@@ -88,7 +106,7 @@ async def _serve(settings: Settings, rules: list[AggregationRule]) -> None:
         attach(app, worker)
         async with health_page(settings, worker):
             log.info("stream_worker_starting", rules=[rule.rule_id for rule in rules if rule.enabled])
-            await _run_until_stopped(app, worker, stopping)
+            await _run_until_stopped(app, worker, stopping, started)
     finally:
         with suppress(TimeoutError):
             async with asyncio.timeout(_STOP_TIMEOUT_S):
@@ -97,10 +115,10 @@ async def _serve(settings: Settings, rules: list[AggregationRule]) -> None:
     log.info("stream_worker_stopped")
 
 
-async def _run_until_stopped(app: Any, worker: Any, stopping: asyncio.Event) -> None:
+async def _run_until_stopped(app: Any, worker: Any, stopping: asyncio.Event, started: asyncio.Event) -> None:
     app.finalize()
     cycles = asyncio.create_task(worker.run(), name="stream-worker")
-    consuming = asyncio.create_task(_start_and_wait(app), name="faust-app")
+    consuming = asyncio.create_task(_start_and_wait(app, started), name="faust-app")
     stop = asyncio.create_task(stopping.wait(), name="stop-signal")
     try:
         done, _ = await asyncio.wait({cycles, consuming, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -120,14 +138,15 @@ async def _run_until_stopped(app: Any, worker: Any, stopping: asyncio.Event) -> 
         raise UnavailableError(f"the stream worker broke down: {cause!r}", remedy="look at the log; a restart goes on")
 
 
-async def _start_and_wait(app: Any) -> None:
+async def _start_and_wait(app: Any, started: asyncio.Event) -> None:
     await app.start()
+    started.set()
     await app.wait_until_stopped()
 
 
-def _stop_signals() -> asyncio.Event:
+async def _serve_until_signal(settings: Settings, rules: Sequence[AggregationRule]) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    return stopping
+    await serve(settings, rules, stopping, asyncio.Event())

@@ -144,7 +144,7 @@ class Stage:
 
     def publish(self, messages: Iterable[Sent]) -> None:
         """Send messages to the source topic; return when the broker has them."""
-        asyncio.run(self._publish(messages))
+        asyncio.run(publish(self.broker, self.source, messages))
 
     def read(self, topic: str) -> list[Any]:
         """All records of a topic, in order of partition and offset."""
@@ -183,20 +183,6 @@ class Stage:
         finally:
             await admin.close()
 
-    async def _publish(self, messages: Iterable[Sent]) -> None:
-        producer = AIOKafkaProducer(bootstrap_servers=self.broker.bootstrap_servers, enable_idempotence=True)
-        await producer.start()
-        try:
-            acknowledgements = [
-                await producer.send(
-                    self.source, message.value, partition=message.partition, headers=list(message.headers)
-                )
-                for message in messages
-            ]
-            await asyncio.gather(*acknowledgements)
-        finally:
-            await producer.stop()
-
     async def _read(self, topic: str) -> list[Any]:
         consumer = AIOKafkaConsumer(bootstrap_servers=self.broker.bootstrap_servers, enable_auto_commit=False)
         await consumer.start()
@@ -212,6 +198,20 @@ class Stage:
         finally:
             await consumer.stop()
         return found
+
+
+async def publish(broker: Broker, topic: str, messages: Iterable[Sent]) -> None:
+    """Send messages to a topic; return when the broker has them."""
+    producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers, enable_idempotence=True)
+    await producer.start()
+    try:
+        acknowledgements = [
+            await producer.send(topic, message.value, partition=message.partition, headers=list(message.headers))
+            for message in messages
+        ]
+        await asyncio.gather(*acknowledgements)
+    finally:
+        await producer.stop()
 
 
 def recording(devices: Sequence[str], minutes: int, step_s: int = 5, seed: int = 1) -> list[dict[str, Any]]:

@@ -100,6 +100,24 @@ result = await engine.query(QueryConfig(
     granularity=TimeGranularity.MINUTE
 ))
 """,
+    "cloud.aggregation_engine": """
+engine = get_aggregation_engine()
+await engine.initialize()
+rule = AggregationRule(
+    rule_id="cpu_avg_per_minute",
+    source_topic="edge.telemetry",
+    target_topic="cloud.aggregated",
+    window_config=WindowConfig(
+        window_type=WindowType.TUMBLING,
+        size_seconds=60
+    ),
+    aggregation_function=AggregationFunction.AVG,
+    group_by=["device_id"],
+    value_field="cpu_percent"
+)
+await engine.add_rule(rule)
+await engine.start()  # Begin processing
+""",
     "sync.sync_engine": """
 engine = get_sync_engine()
 await engine.initialize()
