@@ -22,6 +22,9 @@ APP_ID = "primespark-streams"
 # A worker that was killed holds its partitions until its session ends.
 _SESSION_TIMEOUT_S = 10.0
 _HEARTBEAT_S = 2.0
+_MAX_POLL_RECORDS = 5_000
+# Beyond, nothing more is fetched; each is 1 MB at most.
+_MAX_WAITING_CHUNKS = 8
 
 
 def import_faust() -> Any:
@@ -43,10 +46,12 @@ def import_faust() -> Any:
 def build_app(settings: Settings) -> Any:
     """A Faust app with no agent yet; no broker is contacted."""
     faust = import_faust()
+    from streams.transport import ChunkTransport
+
     kafka = settings.cloud.kafka
     servers = require_bootstrap_servers(kafka).split(",")
     worker_id = settings.cloud.streams.worker_id
-    return faust.App(
+    app = faust.App(
         APP_ID,
         broker=[f"kafka://{server.strip()}" for server in servers],
         datadir=str(private_directory(home() / "streams" / worker_id)),
@@ -60,9 +65,12 @@ def build_app(settings: Settings) -> Any:
         consumer_group_instance_id=worker_id if kafka.embedded else None,
         broker_session_timeout=_SESSION_TIMEOUT_S,
         broker_heartbeat_interval=_HEARTBEAT_S,
-        broker_max_poll_records=500,
+        broker_max_poll_records=_MAX_POLL_RECORDS,
+        stream_buffer_maxsize=_MAX_WAITING_CHUNKS,
         stream_wait_empty=False,
     )
+    app.transport = ChunkTransport(app.conf.broker_consumer, app)
+    return app
 
 
 def _no_tables() -> Any:
@@ -94,7 +102,7 @@ def attach(app: Any, worker: StreamWorker) -> None:
     async def facts(stream: Any) -> None:
         async for event in stream.events():
             try:
-                await worker.handle(_incoming(event.message))
+                await worker.take(_incoming(event.message))
             except Exception as error:
                 # Faust would restart the agent behind this message and so lose it.
                 await app.crash(error)
@@ -142,14 +150,4 @@ class FaustSource:
 
 
 def _incoming(message: Any) -> Incoming:
-    at_ms = None if message.timestamp is None else round(message.timestamp * 1000)
-    headers = message.headers
-    return Incoming(
-        topic=message.topic,
-        partition=message.partition,
-        offset=message.offset,
-        value=message.value,
-        headers=headers.items() if isinstance(headers, Mapping) else headers,
-        at_ms=at_ms,
-        generation=message.generation_id,
-    )
+    return Incoming(message.topic, message.partition, message.value, message.generation_id)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from primespark.windows.engine import Partition
-from streams.decode import Headers
+from streams.decode import Record
 from streams.sink import Outgoing
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A message as the broker gave it; `generation` is that of the group when it was read."""
+    """Messages of one partition, at least one, as one read of its log gave them.
+
+    Attributes:
+        records: In order of their offsets; what is missing between two of them is missing in the log.
+        generation: That of the group when they were read.
+    """
 
     topic: str
     partition: int
-    offset: int
-    value: bytes | None
-    headers: Headers | None
-    at_ms: int | None
+    records: Sequence[Record]
     generation: int | None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from aiokafka.errors import KafkaError
 
 from primespark.core.clock import wall_clock_ms
 from primespark.core.logging import get_logger
-from primespark.errors import InvalidInputError
 from primespark.windows.engine import Partition, WindowEngine
+from primespark.windows.records import Batch
 from streams.contracts import Incoming, ResultSink, Snapshots, Source
-from streams.decode import decode
+from streams.decode import Poison, portions
 from streams.sink import DeadLetter, Outgoing
 
 SNAPSHOT_INTERVAL_S = 1.0
@@ -86,27 +86,18 @@ class StreamWorker:
             causes["delivery"] = self.failure
         return causes
 
-    async def handle(self, message: Incoming) -> None:
-        """Take in one message, in partition order; waits while too much is undelivered."""
-        await self._assigned.wait()
-        await self._room.wait()
-        if not self._is_current(message) or not await self._is_next(message):
-            return
-        self.statistics.messages += 1
-        try:
-            batch = decode(
-                message.topic, message.partition, message.offset, message.value, message.headers, message.at_ms
-            )
-        except InvalidInputError as error:
-            self._bury(message, error)
-        else:
-            output = self.engine.process(batch, wall_clock_ms())
-            self.statistics.rows += len(batch.rows)
-            self.statistics.results += len(output.results)
-            self._outgoing.extend(output, self.engine.target_of)
-        if len(self._outgoing) > _MAX_WAITING:
-            self._room.clear()
-        self._wake.set()
+    async def take(self, incoming: Incoming) -> None:
+        """Take in messages, of each partition in order; waits while too much is undelivered."""
+        for portion in portions(incoming.topic, incoming.partition, incoming.records):
+            await self._assigned.wait()
+            await self._room.wait()
+            if not self._is_current(incoming) or not await self._is_next(incoming, portion[0]):
+                return
+            self._take(incoming, portion)
+            if len(self._outgoing) > _MAX_WAITING:
+                self._room.clear()
+            self._wake.set()
+            await asyncio.sleep(0)
 
     async def assigned(self, partitions: Collection[Partition]) -> None:
         """Load the state of the partitions now at hand; before, nothing of them is taken in."""
@@ -152,53 +143,65 @@ class StreamWorker:
         self._closing = True
         await self.revoked()
 
-    def _is_current(self, message: Incoming) -> bool:
+    def _is_current(self, incoming: Incoming) -> bool:
         return (
             self._assigned.is_set()
             and not self._closing
-            and message.generation == self._source.generation()
-            and self.engine.holds(message.topic, message.partition)
+            and incoming.generation == self._source.generation()
+            and self.engine.holds(incoming.topic, incoming.partition)
         )
 
-    async def _is_next(self, message: Incoming) -> bool:
+    async def _is_next(self, incoming: Incoming, first: Batch | Poison) -> bool:
         """False if records between the state and this message were never handed over; they are fetched again.
 
         Around a rebalance a message fetched under the old assignment can arrive first; taking it in would make the
         records before it look like duplicates. A gap that the log itself has (retention, compaction) is none.
         """
-        key = (message.topic, message.partition)
+        key = (incoming.topic, incoming.partition)
         expected = self.engine.next_offset(*key)
-        if message.offset <= expected:
+        if first.offset <= expected:
             return True
         if self._known_gaps.get(key, (None, None))[0] != expected:
-            first = await self._snapshots.first_offset_from(*key, expected)
-            if not self._is_current(message):
+            found = await self._snapshots.first_offset_from(*key, expected)
+            if not self._is_current(incoming):
                 return False
-            self._known_gaps[key] = (expected, first)
-        if self._known_gaps[key][1] == message.offset:
+            self._known_gaps[key] = (expected, found)
+        if self._known_gaps[key][1] == first.offset:
             return True
         self.statistics.gaps += 1
-        log.warning("records_skipped_by_source", topic=key[0], partition=key[1], expected=expected, got=message.offset)
+        log.warning("records_skipped_by_source", topic=key[0], partition=key[1], expected=expected, got=first.offset)
         await self._source.seek(*key, expected)
         return False
 
-    def _bury(self, message: Incoming, error: InvalidInputError) -> None:
-        if message.offset < self.engine.next_offset(message.topic, message.partition):
+    def _take(self, incoming: Incoming, portion: Iterable[Batch | Poison]) -> None:
+        readable: list[Batch] = []
+        for message in portion:
+            self.statistics.messages += 1
+            if isinstance(message, Batch):
+                readable.append(message)
+            else:
+                self._process(readable)
+                readable = []
+                self._bury(incoming, message)
+        self._process(readable)
+
+    def _process(self, batches: list[Batch]) -> None:
+        if batches:
+            output = self.engine.process_chunk(batches, wall_clock_ms())
+            self.statistics.rows += sum([len(batch.rows) for batch in batches])
+            self.statistics.results += len(output.results)
+            self._outgoing.extend(output, self.engine.target_of)
+
+    def _bury(self, incoming: Incoming, poison: Poison) -> None:
+        topic, partition, offset = incoming.topic, incoming.partition, poison.offset
+        if offset < self.engine.next_offset(topic, partition):
             self.engine.duplicates += 1
             return
-        self.engine.skip(message.topic, message.partition, message.offset)
+        self.engine.skip(topic, partition, offset)
         self.statistics.poison += 1
-        letter = DeadLetter(
-            message.topic, message.partition, message.offset, message.value or b"", error.code, error.message
-        )
-        self._outgoing.dead.append(letter)
-        log.warning(
-            "poison_message",
-            topic=message.topic,
-            partition=message.partition,
-            offset=message.offset,
-            reason=error.message,
-        )
+        error = poison.error
+        self._outgoing.dead.append(DeadLetter(topic, partition, offset, poison.value, error.code, error.message))
+        log.warning("poison_message", topic=topic, partition=partition, offset=offset, reason=error.message)
 
     async def _run_ticks(self) -> None:
         while True:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from primespark.windows.engine import Partition, WindowEngine
 from streams.contracts import Incoming
+from streams.decode import Headers
 from streams.sink import Outgoing
 from streams.worker import StreamWorker
 from tests.unit.windows.histories import make_rule
@@ -68,9 +70,19 @@ class Log:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A record of a log."""
+
+    offset: int
+    value: bytes | None
+    headers: Headers | None = None
+    timestamp: int | None = None
+
+
 def message(offset: int, ts: int, value: float = 1.0, generation: int = 1) -> Incoming:
     row = {"device_id": "a", "ts": ts, "cpu_percent": value}
-    return Incoming(TOPIC, 0, offset, json.dumps(row).encode(), None, None, generation)
+    return Incoming(TOPIC, 0, [Message(offset, json.dumps(row).encode())], generation)
 
 
 def new_worker(log: Log) -> StreamWorker:
@@ -104,8 +116,8 @@ async def test_offsets_are_committed_after_results_and_snapshot(log: Log) -> Non
 
     async def body() -> None:
         await worker.assigned([HERE])
-        await worker.handle(message(0, 0, 3.0))
-        await worker.handle(message(1, 10_000))
+        await worker.take(message(0, 0, 3.0))
+        await worker.take(message(1, 10_000))
         await eventually(lambda: log.committed)
         assert log.delivered == {"r|a|0|10000": (3.0, 1)}
         assert log.committed == {HERE: 2}
@@ -121,11 +133,11 @@ async def test_while_results_cannot_be_delivered_nothing_is_snapshotted_and_a_st
 
     async def body() -> None:
         await worker.assigned([HERE])
-        await worker.handle(message(0, 0, 3.0))
-        await worker.handle(message(1, 10_000))
+        await worker.take(message(0, 0, 3.0))
+        await worker.take(message(1, 10_000))
         await eventually(lambda: log.deliveries >= 2)
         assert "broken" in worker.not_ready["delivery"]
-        await worker.handle(message(2, 10_001))
+        await worker.take(message(2, 10_001))
         log.sink_is_broken = False
         started = asyncio.get_running_loop().time()
         await worker.revoked()
@@ -145,7 +157,7 @@ async def test_what_a_stop_lost_from_memory_is_said_by_the_next_worker(log: Log)
     async def broken() -> None:
         await first.assigned([HERE])
         for item in messages[:2]:
-            await first.handle(item)
+            await first.take(item)
         await eventually(lambda: log.deliveries)
 
     await running(first, broken)
@@ -155,7 +167,7 @@ async def test_what_a_stop_lost_from_memory_is_said_by_the_next_worker(log: Log)
     async def whole() -> None:
         await second.assigned([HERE])
         for item in messages:
-            await second.handle(item)
+            await second.take(item)
         await eventually(lambda: log.committed.get(HERE) == 3)
 
     await running(second, whole)
@@ -168,7 +180,7 @@ async def test_a_snapshot_that_cannot_be_written_is_not_committed_and_is_repeate
 
     async def body() -> None:
         await worker.assigned([HERE])
-        await worker.handle(message(0, 0))
+        await worker.take(message(0, 0))
         await eventually(lambda: worker.statistics.failures)
         assert log.committed == {}
         log.snapshots_are_broken = False
@@ -182,8 +194,8 @@ async def test_a_stop_persists_what_was_taken_in(log: Log) -> None:
 
     async def body() -> None:
         await worker.assigned([HERE])
-        await worker.handle(message(0, 0, 3.0))
-        await worker.handle(message(1, 10_000))
+        await worker.take(message(0, 0, 3.0))
+        await worker.take(message(1, 10_000))
 
     await running(worker, body)
     assert log.delivered == {"r|a|0|10000": (3.0, 1)}
@@ -194,9 +206,9 @@ async def test_a_message_of_an_older_assignment_is_not_taken_in(log: Log) -> Non
     worker = new_worker(log)
     await worker.assigned([HERE])
     log.generation_id = 2
-    await worker.handle(message(0, 0, generation=1))
+    await worker.take(message(0, 0, generation=1))
     assert worker.statistics.messages == 0
-    await worker.handle(message(0, 0, generation=2))
+    await worker.take(message(0, 0, generation=2))
     assert worker.statistics.messages == 1
     await worker.close()
 
@@ -204,12 +216,12 @@ async def test_a_message_of_an_older_assignment_is_not_taken_in(log: Log) -> Non
 async def test_records_that_were_skipped_are_asked_for_again_and_gaps_of_the_log_are_not(log: Log) -> None:
     worker = new_worker(log)
     await worker.assigned([HERE])
-    await worker.handle(message(0, 0))
-    await worker.handle(message(3, 1))
+    await worker.take(message(0, 0))
+    await worker.take(message(3, 1))
     assert (log.sought, worker.statistics.messages) == ([1], 1)
-    await worker.handle(message(1, 2))
+    await worker.take(message(1, 2))
     log.first = 5
-    await worker.handle(message(5, 3))
+    await worker.take(message(5, 3))
     assert (log.sought, worker.statistics.messages) == ([1], 3)
     await worker.close()
 
@@ -217,9 +229,9 @@ async def test_records_that_were_skipped_are_asked_for_again_and_gaps_of_the_log
 async def test_a_message_that_cannot_be_read_is_passed_over_once(log: Log) -> None:
     worker = new_worker(log)
     await worker.assigned([HERE])
-    poison = Incoming(TOPIC, 0, 0, b"{", None, None, 1)
-    await worker.handle(poison)
-    await worker.handle(poison)
+    poison = Incoming(TOPIC, 0, [Message(0, b"{")], 1)
+    await worker.take(poison)
+    await worker.take(poison)
     assert (worker.statistics.poison, worker.engine.duplicates) == (1, 1)
     assert worker.engine.next_offset(*HERE) == 1
     await worker.close()
@@ -232,7 +244,7 @@ async def test_too_much_that_waits_holds_messages_back(log: Log) -> None:
 
     async def fill() -> None:
         for offset in range(20_000):
-            await worker.handle(message(offset, offset * 10_000))
+            await worker.take(message(offset, offset * 10_000))
 
     await worker.assigned([HERE])
     filling = asyncio.create_task(fill())
