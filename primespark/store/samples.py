@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
+from psycopg2.errors import UniqueViolation
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
 
 from primespark.core.clock import utc_now
 from primespark.core.values import LARGEST_NUMBER, check_text, check_time, storable_json
@@ -22,6 +24,8 @@ _MAX_NAME_CHARACTERS = 128
 MAX_QUALITY_CHARACTERS = 64
 # Forecasts are measured too; a device's own clock is put right before it sends.
 MOST_AHEAD = timedelta(days=31)
+# For fewer, finding out that they are new costs more than it saves.
+_MANY = 200
 # Metric, device, source, and the labels as JSON.
 _SeriesKey = tuple[str, str, str, str]
 _PARTS = "metric, device_id, source, labels"
@@ -40,20 +44,22 @@ _CREATE_SERIES = text(
     " = (given.metric, given.device_id, given.source, given.labels))"
     " ORDER BY metric, device_id, source, labels ON CONFLICT DO NOTHING"
 )
-_INSERT = {
-    retention_class: text(
+
+
+def _insertion(retention_class: str, on_conflict: str) -> str:
+    return (
         "WITH inserted AS ("
         f" INSERT INTO metrics.sample_{retention_class} (series_id, time, seq, value, quality)"
-        " SELECT series_id, time, seq, value, quality"
+        # Of two values for one key the first given stands.
+        " SELECT DISTINCT ON (series_id, time, seq) series_id, time, seq, value, quality"
         " FROM unnest(CAST(:series AS bigint[]), CAST(:times AS timestamptz[]), CAST(:seqs AS bigint[]),"
         " CAST(:values AS float8[]), CAST(:qualities AS text[]))"
         " WITH ORDINALITY AS given(series_id, time, seq, value, quality, place)"
-        # Of two values for one key the first given stands.
-        " ORDER BY series_id, time, seq, place"
-        " ON CONFLICT DO NOTHING RETURNING series_id, time, seq, value"
+        f" ORDER BY series_id, time, seq, place {on_conflict} RETURNING series_id, time, seq, value"
+        "), hours AS ("
+        " SELECT DISTINCT series_id, date_bin('1 hour', time, '2000-01-01Z') AS hour FROM inserted"
         "), marked AS ("
-        " INSERT INTO metrics.dirty (series_id, bucket)"
-        " SELECT DISTINCT series_id, date_trunc('hour', time, 'UTC') FROM inserted"
+        " INSERT INTO metrics.dirty (series_id, bucket) SELECT series_id, hour FROM hours"
         "), newest AS ("
         " INSERT INTO metrics.last_sample AS known (series_id, time, seq, value)"
         " SELECT DISTINCT ON (series_id) series_id, time, seq, value FROM inserted WHERE value IS NOT NULL"
@@ -62,13 +68,23 @@ _INSERT = {
         " WHERE (excluded.time, excluded.seq) > (known.time, known.seq)"
         "), counted AS ("
         " INSERT INTO metrics.day_version AS known (series_id, day, version)"
-        " SELECT DISTINCT series_id, date_trunc('day', time, 'UTC'), 1 FROM inserted ORDER BY 1, 2"
+        " SELECT DISTINCT series_id, date_bin('1 day', hour, '2000-01-01Z'), 1 FROM hours ORDER BY 1, 2"
         " ON CONFLICT (series_id, day) DO UPDATE SET version = known.version + 1"
         ") SELECT count(*) FROM inserted"
     )
-    for retention_class in RETENTION_CLASSES
-}
-_PREPARE = text("SELECT metrics.ensure_parts(:class, CAST(:times AS timestamptz[]))")
+
+
+_INSERT = {name: text(_insertion(name, "ON CONFLICT DO NOTHING")) for name in RETENTION_CLASSES}
+# Where keys are known to be new, looking for each first is left out: it is a third of a row's cost.
+# The savepoint lasts until the transaction ends: nothing is gained by a statement more to release it.
+_INSERT_NEW = {name: text("SAVEPOINT new_samples; " + _insertion(name, "")) for name in RETENTION_CLASSES}
+_UNDO_NEW = text("ROLLBACK TO SAVEPOINT new_samples; RELEASE SAVEPOINT new_samples")
+_PREPARE = text("SELECT metrics.ensure_parts(:class, CAST(:times AS timestamptz[])), false")
+_PREPARE_MANY = text(
+    "SELECT metrics.ensure_parts(:class, CAST(:times AS timestamptz[])), NOT EXISTS (SELECT"
+    " FROM unnest(CAST(:series AS bigint[]), CAST(:oldest AS timestamptz[])) AS given(series_id, oldest)"
+    " JOIN metrics.last_sample USING (series_id) WHERE time >= oldest)"
+)
 _COUNT_BEYOND = text("UPDATE metrics.retention SET beyond = beyond + :count WHERE class = :class")
 
 
@@ -126,24 +142,51 @@ def insert(connection: Connection, rows: Sequence[Sample]) -> Inserted:
         series_id, retention_class = series[key]
         by_class.setdefault(retention_class, []).append((series_id, row))
     # All parts first: who waits to make one must hold no rows that another waits for.
-    kept_from = {name: _make_parts(connection, name, of_class) for name, of_class in sorted(by_class.items())}
+    prepared = {name: _prepare(connection, name, of_class) for name, of_class in sorted(by_class.items())}
     inserted = beyond = 0
     for name, of_class in sorted(by_class.items()):
-        kept = [entry for entry in of_class if entry[1].time >= kept_from[name]]
-        inserted += connection.execute(_INSERT[name], _columns(kept)).scalar_one() if kept else 0
+        kept_from, are_new = prepared[name]
+        kept = [entry for entry in of_class if entry[1].time >= kept_from]
+        inserted += _store(connection, name, kept, are_new) if kept else 0
         if len(kept) < len(of_class):
             beyond += len(of_class) - len(kept)
             connection.execute(_COUNT_BEYOND, {"class": name, "count": len(of_class) - len(kept)})
     return Inserted(inserted, len(rows) - inserted - beyond, beyond)
 
 
-def _make_parts(connection: Connection, name: str, rows: Sequence[tuple[int, Sample]]) -> datetime:
-    """Make the parts for rows of one retention class; samples from before the answer are no longer kept."""
+def _prepare(connection: Connection, name: str, rows: Sequence[tuple[int, Sample]]) -> tuple[datetime, bool]:
+    """Make the parts for rows of one retention class.
+
+    Returns:
+        Samples from before are no longer kept; whether all are many, and newer than the known values of their series.
+    """
     days = {row.time.astimezone(UTC).date() for _, row in rows}
     # Of a day whose samples are kept in part, its last moment is.
-    given = arrays.moments(datetime.combine(day, time.max, UTC) for day in days)
-    kept_from: datetime = connection.execute(_PREPARE, {"class": name, "times": given}).scalar_one()
-    return kept_from
+    given = {"class": name, "times": arrays.moments(datetime.combine(day, time.max, UTC) for day in days)}
+    if len(rows) < _MANY:
+        kept_from, are_new = connection.execute(_PREPARE, given).one()
+    else:
+        oldest: dict[int, datetime] = {}
+        for series_id, row in rows:
+            if row.time < oldest.setdefault(series_id, row.time):
+                oldest[series_id] = row.time
+        given |= {"series": arrays.numbers(oldest), "oldest": arrays.moments(oldest.values())}
+        kept_from, are_new = connection.execute(_PREPARE_MANY, given).one()
+    return kept_from, are_new
+
+
+def _store(connection: Connection, name: str, rows: Sequence[tuple[int, Sample]], are_new: bool) -> int:
+    """Insert rows of one retention class; how many were not there yet."""
+    columns = _columns(rows)
+    if are_new:
+        try:
+            return int(connection.execute(_INSERT_NEW[name], columns).scalar_one())
+        except IntegrityError as error:
+            # One was committed only now, or has no value, so that `last_sample` does not tell of it.
+            if not isinstance(error.orig, UniqueViolation):
+                raise
+            connection.execute(_UNDO_NEW)
+    return int(connection.execute(_INSERT[name], columns).scalar_one())
 
 
 def _columns(rows: Sequence[tuple[int, Sample]]) -> dict[str, Any]:

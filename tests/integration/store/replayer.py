@@ -16,7 +16,7 @@ from primespark.sync.records import PushRequest
 from tests.integration.store.builders import T0, batch, fact
 
 PROCESSES, BATCHES, PER_BATCH, DEVICES = 4, 6, 20, ("edge-1", "edge-2")
-INSERTED, AT_ONCE = 300, 50
+INSERTED, AT_ONCE = 900, 220
 
 # What was told of each batch, with its device and number, and how many inserted samples were new.
 Told = tuple[list[tuple[str, str, int]], int]
