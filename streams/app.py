@@ -54,6 +54,7 @@ def build_app(settings: Settings) -> Any:
     app = faust.App(
         APP_ID,
         broker=[f"kafka://{server.strip()}" for server in servers],
+        broker_client_id=f"{APP_ID}-{worker_id}",
         datadir=str(private_directory(home() / "streams" / worker_id)),
         store="memory://",
         TableManager=_no_tables(),

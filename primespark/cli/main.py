@@ -32,7 +32,7 @@ device_group = typer.Typer(help="Groups of devices, which share documents.", no_
 models = typer.Typer(help="Models: what ships, what can be fetched, and your own on devices.", no_args_is_help=True)
 offline = typer.Typer(help="What this device holds for its cloud; the device must be running.", no_args_is_help=True)
 sync = typer.Typer(help="Of a device how it stands; of the cloud, conflicts.", no_args_is_help=True)
-streams = typer.Typer(help="Run one stream worker, or try its rules on recorded events.")
+streams = typer.Typer(help="Run one stream worker, see how far it is, or try its rules on recorded events.")
 store = typer.Typer(help="The store behind the cloud (on the cloud's machine).", no_args_is_help=True)
 config = typer.Typer(help="The settings in force.", no_args_is_help=True)
 app.add_typer(device, name="device")
@@ -121,7 +121,7 @@ def cloud() -> None:
 
 @streams.callback(invoke_without_command=True)
 def streams_worker(context: typer.Context) -> None:
-    """Run one stream worker; or, by a subcommand, try rules."""
+    """Run one stream worker; or, by a subcommand, see how far workers are, or try rules."""
     if context.invoked_subcommand is None:
         _run_room("streams", "streams")
 
@@ -138,6 +138,14 @@ def streams_replay(
     from primespark.cli.replay import replay_file
 
     replay_file(rules, events, manual_watermark=manual_watermark)
+
+
+@streams.command("lag")
+def streams_lag(as_json: Json = False) -> None:
+    """Show how many messages the stream workers are behind, and who reads which partition."""
+    from primespark.cli.stream_lag import show_lag
+
+    show_lag(_settings(), as_json)
 
 
 @app.command()

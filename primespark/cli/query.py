@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from primespark.cli.cells import plain
 from primespark.cli.devices import parse_duration
 from primespark.cli.store import connect_store
 from primespark.core.clock import utc_now
@@ -95,7 +96,7 @@ def print_series(console: Console, query: Query, found: Sequence[Series], zone: 
     console.print(Text(f"{title}, by {_length(query)}"))
     table = Table()
     for field in fields:
-        table.add_column(_cell(field))
+        table.add_column(plain(field))
     table.add_column("")
     table.add_column("course", no_wrap=True)
     for heading in ("least", "most", "last"):
@@ -108,7 +109,7 @@ def print_series(console: Console, query: Query, found: Sequence[Series], zone: 
             name = f"p{query.percentile:g}" if aggregation is Aggregation.PERCENTILE else aggregation.value
             figures = [f"{value:.6g}" for value in (min(known), max(known), known[-1])] if known else ["", "", ""]
             cells = [*group, name, sparkline(column, blocks), *figures]
-            table.add_row(*map(_cell, cells))
+            table.add_row(*map(plain, cells))
     console.print(table)
 
 
@@ -150,15 +151,10 @@ def _show_summary(settings: Settings, start: datetime, end: datetime, zone: tzin
     for one in summary.items:
         figures = [f"{value:.6g}" for value in (one.minimum, one.average, one.maximum, one.percentile_95)]
         cells = [one.metric, one.device_id, str(one.count), f"{one.last_value:.6g}", _moment(one.last, zone)]
-        table.add_row(*map(_cell, [*cells, *figures, str(one.gaps.count)]))
+        table.add_row(*map(plain, [*cells, *figures, str(one.gaps.count)]))
     console.print(table)
     if summary.next_cursor is not None:
         console.print(f"the first {_MOST_SUMMARIES}; all are in GET /api/v1/analytics/summary")
-
-
-def _cell(text: str) -> Text:
-    """What devices name may look like markup, or have characters that steer a terminal."""
-    return Text("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text))
 
 
 def _range(asked: Asked, zone: tzinfo | None) -> tuple[datetime, datetime]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from typing import Any
 
 from primespark.core.extras import how_to_add
 from primespark.core.settings import Settings
@@ -20,14 +21,14 @@ def run_cloud(settings: Settings) -> None:
     run(settings)
 
 
-def run_room(name: str, extra: str, settings: Settings) -> None:
-    """A service of a room nothing imports, found by its entry point."""
+def run_room(name: str, extra: str, settings: Settings) -> Any:
+    """A service of a room nothing imports, or what else it offers to commands, found by its entry point."""
     (entry,) = entry_points(group=GROUP, name=name)
     try:
         run = entry.load()
     except ModuleNotFoundError as error:
         raise _missing(error, extra) from error
-    run(settings)
+    return run(settings)
 
 
 def _missing(error: ModuleNotFoundError, extra: str) -> MissingDependencyError:

@@ -30,6 +30,8 @@ from primespark.errors import ConfigurationError, UnavailableError
 PARTS = ("postgres", "valkey", "broker", "cloud", "streams", "dagster", "edge")
 _POSTGRES_PORT = 55432
 _BROKER_PORT = 59092
+# In the folder `run`, while it serves.
+_BROKER_FILE = "broker.address"
 _END_WAITS_TIMEOUT_S = 2
 _LOOPBACK = "127.0.0.1"
 # The kernel takes 107 bytes; PostgreSQL's and gRPC's names come to 30.
@@ -124,7 +126,8 @@ class Stack:
     async def stop(self) -> None:
         """Stop everything and free the state directory."""
         await self.supervisor.stop()
-        (self._home / "run" / "store.url").unlink(missing_ok=True)
+        for name in ("store.url", _BROKER_FILE):
+            (self._home / "run" / name).unlink(missing_ok=True)
         shutil.rmtree(self._sockets, ignore_errors=True)
         self._claim.close()
 
@@ -135,7 +138,8 @@ class Stack:
         if "valkey" in self._wanted:
             services.append(valkey_service(self._home / "valkey", self._sockets / VALKEY_SOCKET))
         if "broker" in self._wanted:
-            services.append(broker_service(self._home / "broker", self._ports["broker"]))
+            broker = broker_service(self._home / "broker", self._ports["broker"])
+            services.append(dataclasses.replace(broker, after_ready=self._tell_broker))
         if "cloud" in self._wanted:
             services.append(self._python_service("cloud", ("postgres", "broker", "valkey")))
         if "streams" in self._wanted:
@@ -155,6 +159,10 @@ class Stack:
             self._home / "dagster", self._sockets / "code.sock", settings.host, self._ports["dagster"],
             self._service_environment(),
         )  # fmt: skip
+
+    async def _tell_broker(self) -> None:
+        """Once the broker serves: leave its address for commands."""
+        write_private(self._home / "run" / _BROKER_FILE, f"{_LOOPBACK}:{self._ports['broker']}".encode())
 
     async def _prepare_store(self) -> None:
         """Once PostgreSQL serves: leave its address for commands, make the schema, give each new device a token."""
@@ -280,6 +288,16 @@ class Stack:
             for agent in self._agents:
                 endpoints[agent.device_id] = self._url(settings.edge.host, agent.device_id)
         return endpoints
+
+
+def broker_address(home: Path) -> str | None:
+    """Where the broker of a running `up` listens; None if there is none, or it is not there yet."""
+    if running_on(home) is None:
+        return None
+    try:
+        return (home / "run" / _BROKER_FILE).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
 
 
 def _sockets_folder(home: Path) -> Path:

@@ -114,19 +114,26 @@ class Stage:
         }  # fmt: skip
         (self._folder / "rules.yaml").write_text(yaml.safe_dump([whole]))
 
-    def start(self, worker_id: str = "worker-0") -> Worker:
-        """A worker, which may not be ready yet."""
-        port = free_port()
-        environment = {
-            **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+    @property
+    def environment(self) -> dict[str, str]:
+        """What points a command at the stage."""
+        return {
             "PRIMESPARK_HOME": str(self._folder / "home"),
             "PRIMESPARK_GLOBAL__LOG_FORMAT": "json",
             "PRIMESPARK_CLOUD__STORE__URL": self._store_url,
             "PRIMESPARK_CLOUD__KAFKA__BOOTSTRAP_SERVERS": self.broker.bootstrap_servers,
             "PRIMESPARK_CLOUD__KAFKA__EMBEDDED": str(self.broker.embedded).lower(),
+            "PRIMESPARK_CLOUD__STREAMS__RULES_FILE": str(self._folder / "rules.yaml"),
+        }
+
+    def start(self, worker_id: str = "worker-0") -> Worker:
+        """A worker, which may not be ready yet."""
+        port = free_port()
+        environment = {
+            **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+            **self.environment,
             "PRIMESPARK_CLOUD__STREAMS__PORT": str(port),
             "PRIMESPARK_CLOUD__STREAMS__WORKER_ID": worker_id,
-            "PRIMESPARK_CLOUD__STREAMS__RULES_FILE": str(self._folder / "rules.yaml"),
         }
         path = self._folder / "worker.log"
         with path.open("ab") as log:
