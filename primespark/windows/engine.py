@@ -55,18 +55,17 @@ class WindowEngine:
         fewest_columns: int = FEWEST_COLUMNS,
     ) -> None:  # fmt: skip
         self._fewest_columns = fewest_columns
-        self._rules = [
-            RunningRule(rule, manual_watermark=manual_watermark, merge_partitions=merge_partitions)
-            for rule in rules
-            if rule.enabled
-        ]
+        self._manual_watermark = manual_watermark
+        self._merge_partitions = merge_partitions
+        self._rules: list[RunningRule] = []
         self._by_topic: dict[str, list[RunningRule]] = {}
-        for rule in self._rules:
-            self._by_topic.setdefault(rule.rule.source_topic, []).append(rule)
-        self._targets = {rule.rule.rule_id: rule.rule.target_topic for rule in self._rules}
+        self._targets: dict[str, str] = {}
         self._fences: dict[Partition, _Fence] = {}
         self._changed: set[Partition] = set()
         self.duplicates = 0
+        for rule in rules:
+            if rule.enabled:
+                self.add_rule(rule, 0)
 
     @property
     def source_topics(self) -> list[str]:
@@ -95,6 +94,30 @@ class WindowEngine:
     def target_of(self, rule_id: str) -> str:
         """The topic that results of the rule go to."""
         return self._targets[rule_id]
+
+    def add_rule(self, rule: AggregationRule, clock_ms: int) -> None:
+        """Let a rule take part from the next record on, without history; `rule_id` names no other."""
+        running = RunningRule(
+            rule, manual_watermark=self._manual_watermark, merge_partitions=self._merge_partitions
+        )  # fmt: skip
+        self._rules.append(running)
+        self._by_topic.setdefault(rule.source_topic, []).append(running)
+        self._targets[rule.rule_id] = rule.target_topic
+        for partition in self._of_topic(rule.source_topic):
+            running.assign(partition, clock_ms)
+
+    def remove_rule(self, rule_id: str) -> None:
+        """Drop a rule and its windows; one that is not there changes nothing.
+
+        Its topic stays at hand, so that its records are passed, not kept for a rule to come.
+        """
+        for running in [running for running in self._rules if running.rule.rule_id == rule_id]:
+            topic = running.rule.source_topic
+            self._rules.remove(running)
+            self._by_topic[topic].remove(running)
+            del self._targets[rule_id]
+            # Else the last snapshot would bring the windows back.
+            self._changed.update((topic, partition) for partition in self._of_topic(topic))
 
     def assign(self, topic: str, partition: int, clock_ms: int) -> None:
         """Start a partition without history."""
@@ -207,6 +230,9 @@ class WindowEngine:
         results.sort(key=lambda one: (*one[:2], *firing_order(one[2])))
         late.sort(key=lambda one: one[:2])
         return Output([result for *_, result in results], [record for *_, record in late])
+
+    def _of_topic(self, topic: str) -> list[int]:
+        return [partition for name, partition in self._fences if name == topic]
 
     def _fresh(self, partition: Partition, batches: Sequence[Batch]) -> list[Batch]:
         """Those above the fence, which is moved behind them; the others are counted."""
