@@ -6,16 +6,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from primespark.store.analytics import queries
 from primespark.store.analytics.cache import AnswerCache, key_of, pack, unpack
-from primespark.store.analytics.plan import DAY, floor
 from primespark.store.analytics.queries import Answer, Prepared, Query
 from primespark.store.analytics.series import to_microseconds
-
-# Finding out whether so many days of series have changed costs more than most answers.
-MAX_SERIES_DAYS = 50_000
 
 
 class Answers:
@@ -35,11 +31,10 @@ class Answers:
         Raises:
             InvalidInputError: It says what is wrong with the question.
         """
-        prepared = queries.prepare(connection, query)
-        version = _version(connection, prepared)
-        if version is None:
+        prepared = queries.prepare(connection, query, with_version=True)
+        if prepared.selection.version is None:
             return queries.work_out(connection, prepared), False
-        key = _key(prepared, version)
+        key = _key(prepared)
         packed = self._cache.get(key)
         kept = unpack(packed) if packed is not None else None
         if kept is not None:
@@ -87,27 +82,13 @@ class SingleFlight:
         return answer
 
 
-def _version(connection: Connection, prepared: Prepared) -> int | None:
-    """A number that grows with each change of what the answer is made of; None where finding out costs too much."""
-    first, chosen = floor(prepared.query.start, DAY), prepared.selection.series
-    days = (prepared.query.end - first) / DAY + 1
-    if not chosen or len(chosen) * days > MAX_SERIES_DAYS:
-        return None
-    # Versions only grow and rows are only added, so equal sums are of equal versions.
-    statement = text(
-        "SELECT coalesce(sum(version), 0) FROM metrics.day_version"
-        " WHERE series_id = ANY(:series) AND day >= :first AND day < :end"
-    )
-    bound = {"series": [series for series, _ in chosen], "first": first, "end": prepared.query.end}
-    return int(connection.execute(statement, bound).scalar_one())
-
-
-def _key(prepared: Prepared, version: int) -> str:
+def _key(prepared: Prepared) -> str:
     query = prepared.query
     granularity = query.granularity
     return key_of(
         [to_microseconds(query.start), to_microseconds(query.end)],
         None if granularity is None else [str(granularity.width), str(granularity.zone)],
         [*query.aggregations], query.percentile, query.is_exact, query.fill,
-        prepared.selection.groups, prepared.selection.series, version,
+        prepared.selection.groups, prepared.selection.series,
+        prepared.selection.version,
     )  # fmt: skip

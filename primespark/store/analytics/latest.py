@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from primespark.store.analytics import queries
 from primespark.store.analytics.queries import group_key
 from primespark.store.analytics.selection import CHOSEN, Filter, select_series
 from primespark.store.analytics.series import Series, to_microseconds
@@ -27,7 +26,6 @@ def latest(
     Raises:
         InvalidInputError: No such field, a value that does not fit, or too many of anything.
     """
-    queries.begin(connection)
     selection = select_series(connection, metrics, filters, group_by)
     found = [
         Series(selection.groups[row.g], array("q", [to_microseconds(row.time)]), [array("d", [row.value])])

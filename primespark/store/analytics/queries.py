@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from primespark.core.values import check_time
 from primespark.errors import InvalidInputError
@@ -27,12 +27,6 @@ from primespark.store.analytics.series import Series, to_microseconds
 MAX_POINTS = 50_000
 # Of so few samples a percentile is exact without being asked to: reading them takes some milliseconds.
 FEW_SAMPLES = 10_000
-
-_BEGIN = text(
-    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
-    # Before anything is seen: what is seen then stays until the answer is read, see `retention.drop_parts`.
-    " LOCK TABLE metrics.part IN ACCESS SHARE MODE"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +96,18 @@ def run(connection: Connection, query: Query, *, max_points: int = MAX_POINTS) -
     return work_out(connection, prepare(connection, query, max_points=max_points))
 
 
-def prepare(connection: Connection, query: Query, *, max_points: int = MAX_POINTS) -> Prepared:
+def prepare(
+    connection: Connection, query: Query, *, max_points: int = MAX_POINTS, with_version: bool = False
+) -> Prepared:
     """Find out what a question is about; begins the transaction in which it is to be answered.
 
     Raises:
         InvalidInputError: It says what is wrong with the question.
     """
     _check(query)
-    begin(connection)
-    selection = select_series(connection, query.metrics, query.filters, query.group_by)
+    versions_of = (query.start, query.end) if with_version else None
+    selection = select_series(connection, query.metrics, query.filters, query.group_by, versions_of)
     return Prepared(query, selection, *_buckets(query, max_points), max_points)
-
-
-def begin(connection: Connection) -> None:
-    """Begin the transaction of an answer: all of it is as of one moment."""
-    connection.execute(_BEGIN)
 
 
 def work_out(connection: Connection, prepared: Prepared) -> Answer:

@@ -22,7 +22,7 @@ from primespark.store.analytics.aggregates import Aggregation
 from primespark.store.analytics.pages import MAX_CURSOR_CHARACTERS
 from primespark.store.analytics.plan import HOUR, floor, plan
 from primespark.store.analytics.queries import Prepared, Query
-from primespark.store.analytics.selection import CHOSEN, MAX_SERIES, METRIC, Selection
+from primespark.store.analytics.selection import CHOSEN, MAX_SERIES, METRIC, Selection, begin
 from primespark.store.analytics.series import to_datetime
 from primespark.store.schema import retention, series
 
@@ -147,7 +147,7 @@ def summarise(
         raise InvalidInputError("the range ends before it begins", remedy="give [start, end)", code="bad_time_range")
     check_text(*(given for given in (metric, device_id) if given is not None))
     after = _read(cursor) if cursor is not None else None
-    queries.begin(connection)
+    begin(connection)
     pairs = _pairs(connection, metric, device_id, after, limit + 1)
     selection = _selection(connection, pairs[:limit])
     found = _summaries(connection, selection, start, end) if selection.series else []

@@ -25,7 +25,7 @@ from primespark.store.analytics.buckets import Unit, of_unit
 from primespark.store.analytics.cache import AnswerCache, NoCache, RedisCache, key_of, pack, unpack
 from primespark.store.analytics.plan import Plan
 from primespark.store.analytics.queries import Answer, Query
-from primespark.store.analytics.selection import Filter, Op
+from primespark.store.analytics.selection import MAX_SERIES_DAYS, Filter, Op
 from primespark.store.samples import Sample
 from tests.helpers import rounds
 from tests.series import series_of
@@ -91,6 +91,14 @@ def test_questions_that_differ_have_answers_of_their_own(store_engine: Engine, v
             assert (answer, is_kept) == (queries.run(connection, query), False)
         again, _ = ask(store_engine, answers, query)
         assert again == answer
+
+
+def test_a_question_about_too_many_days_is_not_kept(store_engine: Engine, valkey: Valkey) -> None:
+    put(store_engine, (timedelta(hours=1), 1.0))
+    answers = Answers(RedisCache(valkey.url))
+    for days, kept in ((MAX_SERIES_DAYS - 1, [False, True]), (MAX_SERIES_DAYS, [False, False])):
+        query = replace(BY_HOUR, granularity=None, end=T0 + days * DAY)
+        assert [ask(store_engine, answers, query)[1] for _ in range(2)] == kept
 
 
 histories = st.lists(

@@ -69,18 +69,20 @@ def test_a_filter_finds_its_series_by_the_index_where_it_can(
     expected = [number for number in range(SERIES) if holds(labels_of(number))]
     plans: list[str] = []
 
-    @event.listens_for(engine, "before_cursor_execute")
+    @event.listens_for(engine, "after_cursor_execute")
     def explain(_: Any, cursor: Any, statement: str, parameters: Any, *__: Any) -> None:
-        if "FROM metrics.series" in statement:
-            cursor.execute(f"EXPLAIN {statement}", parameters)
-            plans.append("\n".join(line for (line,) in cursor.fetchall()))
+        *_begin, question = statement.split("; ")
+        if "FROM metrics.series" in question:
+            with cursor.connection.cursor() as another:
+                another.execute(f"EXPLAIN {question}", parameters)
+                plans.append("\n".join(line for (line,) in another.fetchall()))
 
     query = Query(["m"], [Aggregation.COUNT, Aggregation.SUM], T0, T0 + timedelta(hours=1), filters=filters)
     try:
         with engine.begin() as connection:
             answer = queries.run(connection, query)
     finally:
-        event.remove(engine, "before_cursor_execute", explain)
+        event.remove(engine, "after_cursor_execute", explain)
     totals = [values for series in answer.series for _, values in series.points()]
     assert totals == ([[float(len(expected)), float(sum(expected))]] if expected else [])
     assert [("series_labels" in plan) for plan in plans] == [is_indexed]
