@@ -42,6 +42,11 @@ check: .venv/.dev ## Style, types, import rules, locks, documents in step
 bench: .venv/.dev ## Measure the promised figures
 	$(PY) -m benchmarks $(ARGS)
 
+# What `benchmarks/windows.py` compares with.
+.tools/stream-peers: $(UV) pyproject.toml
+	$(UV) venv --quiet --clear --python $(PYTHON) $@
+	$(UV) pip install --quiet --python $@/bin/python --group stream-peers
+
 prove: .venv/.dev ## The long proofs: thousands of histories, many kills
 	PROVE=1 $(PY) -m pytest -m prove $(ARGS)
 

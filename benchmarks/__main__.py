@@ -29,6 +29,7 @@ AREAS = (
     "preprocessing",
     "queue",
     "sync",
+    "windows",
     "wire",
 )
 _PAGE_HEAD = """\
