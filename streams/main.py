@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from primespark.core.logging import configure_logging, get_logger
 from primespark.core.settings import Settings
 from primespark.errors import ConfigurationError, UnavailableError
@@ -34,6 +36,7 @@ def run(settings: Settings) -> None:
         UnavailableError: The broker does not answer at start, or the worker broke down.
     """
     configure_logging(settings.global_, "streams")
+    structlog.contextvars.bind_contextvars(worker=settings.cloud.streams.worker_id)
     for noisy in ("faust", "mode"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     prepare(settings)
@@ -41,6 +44,20 @@ def run(settings: Settings) -> None:
     gc.freeze()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 20, 20)
     asyncio.run(_serve_until_signal(settings, read_rules(settings)))
+
+
+def check(settings: Settings) -> None:
+    """Find out at once what would keep every worker from starting; makes the topics.
+
+    Raises:
+        PrimeSparkError: As `run` at its start.
+    """
+    from streams.topics import ensure_topics
+
+    prepare(settings)
+    settings.require_store_url()
+    engine = _engine_of(read_rules(settings))
+    asyncio.run(ensure_topics(settings.cloud.kafka, engine.source_topics, engine.target_topics))
 
 
 def prepare(settings: Settings) -> None:
@@ -76,6 +93,12 @@ def read_rules(settings: Settings) -> list[AggregationRule]:
     return rules
 
 
+def _engine_of(rules: Sequence[AggregationRule]) -> WindowEngine:
+    if not any(rule.enabled for rule in rules):
+        raise ConfigurationError("no rule is enabled", remedy="enable one in cloud.streams.rules_file")
+    return WindowEngine(rules)
+
+
 async def serve(
     settings: Settings, rules: Sequence[AggregationRule], stopping: asyncio.Event, started: asyncio.Event
 ) -> None:
@@ -85,9 +108,6 @@ async def serve(
         ConfigurationError: No broker or store is set, or no rule is enabled.
         UnavailableError: The broker does not answer at start, or the worker broke down.
     """
-    if not any(rule.enabled for rule in rules):
-        raise ConfigurationError("no rule is enabled", remedy="enable one in cloud.streams.rules_file")
-
     from aiokafka import AIOKafkaProducer
 
     from streams.app import FaustSource, attach, build_app
@@ -97,7 +117,7 @@ async def serve(
     from streams.topics import ensure_topics, require_bootstrap_servers
     from streams.worker import StreamWorker
 
-    engine = WindowEngine(rules)
+    engine = _engine_of(rules)
     kafka = settings.cloud.kafka
     store = PostgresStore(settings.require_store_url())
     await ensure_topics(kafka, engine.source_topics, engine.target_topics)

@@ -32,7 +32,7 @@ device_group = typer.Typer(help="Groups of devices, which share documents.", no_
 models = typer.Typer(help="Models: what ships, what can be fetched, and your own on devices.", no_args_is_help=True)
 offline = typer.Typer(help="What this device holds for its cloud; the device must be running.", no_args_is_help=True)
 sync = typer.Typer(help="Of a device how it stands; of the cloud, conflicts.", no_args_is_help=True)
-streams = typer.Typer(help="Run one stream worker, see how far it is, or try its rules on recorded events.")
+streams = typer.Typer(help="Run stream workers, see how far they are, or try rules on recorded events.")
 store = typer.Typer(help="The store behind the cloud (on the cloud's machine).", no_args_is_help=True)
 config = typer.Typer(help="The settings in force.", no_args_is_help=True)
 app.add_typer(device, name="device")
@@ -120,10 +120,19 @@ def cloud() -> None:
 
 
 @streams.callback(invoke_without_command=True)
-def streams_worker(context: typer.Context) -> None:
-    """Run one stream worker; or, by a subcommand, see how far workers are, or try rules."""
-    if context.invoked_subcommand is None:
+def streams_worker(
+    context: typer.Context,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="So many, each a process on this machine.")] = 1,
+) -> None:
+    """Run stream workers; or, by a subcommand, see how far they are, or try rules."""
+    if context.invoked_subcommand is not None:
+        return
+    if workers == 1:
         _run_room("streams", "streams")
+        return
+    from primespark.cli.stream_workers import run_workers
+
+    run_workers(_settings(), workers, _State.config_file)
 
 
 @streams.command("replay")

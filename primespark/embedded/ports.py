@@ -20,6 +20,12 @@ def choose_port(preferred: int, taken: set[int], host: str = _LOOPBACK) -> int:
     return port
 
 
+def url_on(host: str, port: int) -> str:
+    """Where a service that binds `host` is reached from here."""
+    reachable = {"0.0.0.0": _LOOPBACK, "::": "::1", "": _LOOPBACK}.get(host, host)  # noqa: S104 (read, not bound)
+    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
+
+
 def _is_free(host: str, port: int) -> bool:
     with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -20,7 +20,7 @@ from primespark.core.paths import private_directory, write_private
 from primespark.core.settings import Settings
 from primespark.embedded.broker import broker_service
 from primespark.embedded.dagster import EmbeddedDagster
-from primespark.embedded.ports import choose_port
+from primespark.embedded.ports import choose_port, url_on
 from primespark.embedded.postgres import EmbeddedPostgres
 from primespark.embedded.probes import http_answers
 from primespark.embedded.supervisor import Service, State, Supervisor
@@ -270,11 +270,6 @@ class Stack:
                 self.replaced_ports.append(f"port {port} is taken: {name} listens on {ports[name]}")
         return ports
 
-    def _url(self, host: str, name: str) -> str:
-        """Where a service that binds `host` is reached from here."""
-        reachable = {"0.0.0.0": _LOOPBACK, "::": "::1", "": _LOOPBACK}.get(host, host)  # noqa: S104 (read, not bound)
-        return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{self._ports[name]}"
-
     def _list_endpoints(self) -> dict[str, str]:
         endpoints: dict[str, str] = {}
         settings = self._settings
@@ -283,10 +278,10 @@ class Stack:
         }  # fmt: skip
         for part, host in hosts.items():
             if part in self._wanted:
-                endpoints[part] = self._url(host, part)
+                endpoints[part] = url_on(host, self._ports[part])
         if "edge" in self._wanted:
             for agent in self._agents:
-                endpoints[agent.device_id] = self._url(settings.edge.host, agent.device_id)
+                endpoints[agent.device_id] = url_on(settings.edge.host, self._ports[agent.device_id])
         return endpoints
 
 

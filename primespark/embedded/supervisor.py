@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import BinaryIO
 
 from primespark.core.logging import get_logger
 from primespark.core.paths import private_directory
@@ -100,12 +101,12 @@ class Supervisor:
     """Keeps services running; create and use it on the main thread of its process.
 
     Args:
-        log_folder: One file per service is written here.
+        log_folder: One file per service is written here; None: services write where the supervisor does.
         on_change: Called with name and state at every change.
     """
 
-    def __init__(self, log_folder: Path, on_change: Callable[[str, State], None] | None = None) -> None:
-        self._log_folder = private_directory(log_folder)
+    def __init__(self, log_folder: Path | None, on_change: Callable[[str, State], None] | None = None) -> None:
+        self._log_folder = None if log_folder is None else private_directory(log_folder)
         self._on_change = on_change or (lambda _name, _state: None)
         self._entries: dict[str, _Entry] = {}
         self._stopping = False
@@ -221,13 +222,10 @@ class Supervisor:
         entry.ready.set()
 
     async def _spawn(self, service: Service) -> asyncio.subprocess.Process:
-        path = self._log_of(service)
-        if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
-            path.replace(path.with_suffix(".log.1"))
         environment = {**os.environ, **service.environment}
         # Without bytecode every start of a Python process takes twice the time.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        with path.open("ab") as output:
+        with self._output(service) as output:
             return await asyncio.create_subprocess_exec(
                 *service.command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -263,15 +261,23 @@ class Supervisor:
     def _fail(self, entry: _Entry, error: Exception) -> None:
         path = self._log_of(entry.service)
         cause = str(error) if isinstance(error, PrimeSparkError | OSError) else f"{type(error).__name__}: {error}"
-        words = f"; its last words: {_last_words(path)}" if entry.process is not None else ""
-        entry.failure = UnavailableError(
-            f"{entry.service.name} did not start: {cause}{words}", remedy=getattr(error, "remedy", "") or f"read {path}"
-        )
+        words = f"; its last words: {_last_words(path)}" if entry.process is not None and path else ""
+        remedy = getattr(error, "remedy", "") or (f"read {path}" if path else "read what it wrote")
+        entry.failure = UnavailableError(f"{entry.service.name} did not start: {cause}{words}", remedy=remedy)
         self._change(entry, State.FAILED)
         entry.ready.set()
 
-    def _log_of(self, service: Service) -> Path:
-        return self._log_folder / f"{service.name}.log"
+    def _log_of(self, service: Service) -> Path | None:
+        return None if self._log_folder is None else self._log_folder / f"{service.name}.log"
+
+    def _output(self, service: Service) -> contextlib.AbstractContextManager[BinaryIO | None]:
+        """The service's file, the full one put aside; None: where the supervisor writes."""
+        path = self._log_of(service)
+        if path is None:
+            return contextlib.nullcontext()
+        if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+        return path.open("ab")
 
     def _change(self, entry: _Entry, state: State) -> None:
         entry.state = state
@@ -301,8 +307,10 @@ def _kill_group(process_id: int) -> None:
         os.killpg(process_id, signal.SIGKILL)
 
 
-def _last_words(path: Path) -> str:
+def _last_words(path: Path | None) -> str:
     """What a service said last: the cause its failure was told with, else its last line."""
+    if path is None:
+        return ""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))

@@ -126,8 +126,8 @@ class Stage:
             "PRIMESPARK_CLOUD__STREAMS__RULES_FILE": str(self._folder / "rules.yaml"),
         }
 
-    def start(self, worker_id: str = "worker-0") -> Worker:
-        """A worker, which may not be ready yet."""
+    def start(self, worker_id: str = "worker-0", *arguments: str) -> Worker:
+        """A worker, which may not be ready yet; `arguments` of its command."""
         port = free_port()
         environment = {
             **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
@@ -137,7 +137,7 @@ class Stage:
         }
         path = self._folder / "worker.log"
         with path.open("ab") as log:
-            command = [sys.executable, "-m", "primespark.cli.main", "streams"]
+            command = [sys.executable, "-m", "primespark.cli.main", "streams", *arguments]
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         worker = Worker(process, port, path)
         self._workers.append(worker)
