@@ -35,16 +35,19 @@ def put(engine: Engine, rows: list[Sample]) -> Inserted:
         return samples.insert(connection, rows)
 
 
-def undone(engine: Engine) -> list[str]:
-    """Grows whenever samples that were taken for new are found to be there."""
-    statements: list[str] = []
+def plainly(engine: Engine) -> tuple[list[str], list[str]]:
+    """Grow whenever samples are inserted plainly, and whenever some of them are found to be there."""
+    tried: list[str] = []
+    undone: list[str] = []
 
     @event.listens_for(engine, "before_cursor_execute")
     def _(_connection: Any, _cursor: Any, statement: str, *_others: Any) -> None:
-        if statement.startswith("ROLLBACK TO SAVEPOINT"):
-            statements.append(statement)
+        if statement.startswith("SAVEPOINT"):
+            tried.append(statement)
+        elif statement.startswith("ROLLBACK TO SAVEPOINT"):
+            undone.append(statement)
 
-    return statements
+    return tried, undone
 
 
 def check_store(engine: Engine, rows: list[Sample]) -> None:
@@ -73,7 +76,7 @@ def versions(engine: Engine) -> int:
 
 def test_what_was_new_is_there_afterwards(store_engine: Engine) -> None:
     mixed = random.Random(3).sample(batch(0, 900), 900)
-    found_there = undone(store_engine)
+    tried, undone = plainly(store_engine)
     # Of two values for one key the first stands.
     assert put(store_engine, [*mixed, *batch(0, 600, value=-1.0)]) == Inserted(900, 600)
     check_store(store_engine, mixed)
@@ -82,13 +85,13 @@ def test_what_was_new_is_there_afterwards(store_engine: Engine) -> None:
     assert put(store_engine, mixed) == Inserted(0, 900)
     assert put(store_engine, batch(600, 600)) == Inserted(300, 300)
     check_store(store_engine, batch(0, 1200))
-    assert found_there == []
+    assert (len(tried), undone) == (1, [])
 
 
 @pytest.mark.parametrize("commits", [True, False])
 def test_who_takes_the_same_waits_and_stores_what_is_left(store_engine: Engine, commits: bool) -> None:
     assert put(store_engine, batch(0, 300)) == Inserted(300, 0)
-    found_there = undone(store_engine)
+    tried, undone = plainly(store_engine)
     waiting = text(
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'transactionid' AND datname = current_database()"
     )
@@ -101,7 +104,7 @@ def test_who_takes_the_same_waits_and_stores_what_is_left(store_engine: Engine, 
             if commits:
                 first.commit()
         assert second.result() == (Inserted(300, 150) if commits else Inserted(450, 0))
-    assert len(found_there) == (1 if commits else 0)
+    assert (len(tried), len(undone)) == (2, 1 if commits else 0)
     check_store(store_engine, batch(0, 1050) if commits else batch(0, 300) + batch(600, 450))
 
 
@@ -109,13 +112,13 @@ def test_the_rest_of_a_transaction_stands_when_samples_are_found_to_be_there(sto
     # Of what has no value no newest is known.
     silent = batch(0, 300, value=None)
     assert put(store_engine, silent) == Inserted(300, 0)
-    found_there = undone(store_engine)
+    tried, undone = plainly(store_engine)
     with store_engine.begin() as connection:
         assert samples.insert(connection, batch(0, 3, device="d")) == Inserted(3, 0)
         assert samples.insert(connection, [*silent, *batch(300, 3)]) == Inserted(3, 300)
         assert samples.insert(connection, batch(303, 300)) == Inserted(300, 0)
         assert samples.insert(connection, batch(0, 3, device="d")) == Inserted(0, 3)
-    assert len(found_there) == 1
+    assert (len(tried), len(undone)) == (2, 1)
     with store_engine.connect() as connection:
         assert connection.execute(text("SELECT count(*), count(value) FROM metrics.sample")).one() == (606, 306)
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from primespark.store import rollups, samples
 from primespark.store.analytics import queries
@@ -91,6 +91,16 @@ def test_questions_that_differ_have_answers_of_their_own(store_engine: Engine, v
             assert (answer, is_kept) == (queries.run(connection, query), False)
         again, _ = ask(store_engine, answers, query)
         assert again == answer
+
+
+def test_a_kept_answer_takes_one_question_to_the_store(store_engine: Engine, valkey: Valkey) -> None:
+    put(store_engine, (timedelta(hours=1), 1.0))
+    answers = Answers(RedisCache(valkey.url))
+    ask(store_engine, answers, BY_HOUR)
+    asked: list[str] = []
+    event.listen(store_engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    assert ask(store_engine, answers, BY_HOUR)[1]
+    assert len(asked) == 1
 
 
 def test_a_question_about_too_many_days_is_not_kept(store_engine: Engine, valkey: Valkey) -> None:
