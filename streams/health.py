@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from primespark.core.clock import wall_clock_ms
 from primespark.core.settings import Settings
 from primespark.errors import UnavailableError
 from streams.worker import StreamWorker
@@ -41,6 +42,7 @@ class StreamsCollector(Collector):
         age_s = 0.0 if counts.snapshot_at is None else time.time() - counts.snapshot_at
         yield _gauge("snapshot_age_seconds", "Time since the last snapshot", age_s)
         yield from self._by_rule()
+        yield from self._standing()
 
     def _by_rule(self) -> Iterator[Metric]:
         for name, text in (
@@ -54,6 +56,19 @@ class StreamsCollector(Collector):
             for rule_id, counters in self._worker.engine.counters.items():
                 family.add_metric([rule_id], getattr(counters, name))
             yield family
+
+    def _standing(self) -> Iterator[Metric]:
+        lag = GaugeMetricFamily(
+            "primespark_streams_watermark_lag_seconds", "How far the watermark is behind the clock", labels=["rule_id"]
+        )
+        windows = GaugeMetricFamily(
+            "primespark_streams_windows_open", "Windows with records that have not fired", labels=["rule_id"]
+        )
+        for rule_id, (watermark_ms, is_open) in self._worker.engine.standing().items():
+            windows.add_metric([rule_id], is_open)
+            if watermark_ms is not None:
+                lag.add_metric([rule_id], (wall_clock_ms() - watermark_ms) / 1000)
+        yield from (lag, windows)
 
 
 @asynccontextmanager

@@ -82,6 +82,10 @@ class WindowEngine:
         """What each rule skipped, by rule_id; the live objects."""
         return {rule.rule.rule_id: rule.counters for rule in self._rules}
 
+    def standing(self) -> dict[str, tuple[int | None, int]]:
+        """Of each rule the watermark in epoch milliseconds, None before the first record, and its open windows."""
+        return {rule.rule.rule_id: rule.standing() for rule in self._rules}
+
     @property
     def partitions(self) -> list[Partition]:
         """The partitions at hand."""

@@ -41,6 +41,10 @@ class GroupWindows(Protocol):
         """What fires when the watermark is there; what is too old for any record is forgotten."""
         ...
 
+    def open_at(self, watermark: int) -> int:
+        """How many windows have records, and have not fired."""
+        ...
+
     def is_empty(self) -> bool:
         """Whether nothing is remembered."""
         ...

@@ -123,6 +123,14 @@ class PaneWindows:
         for pane in [pane for pane in self._panes if shape.is_forgotten(shape.windows_of(pane)[-1], watermark)]:
             del self._panes[pane]
 
+    def open_at(self, watermark: int) -> int:
+        """How many windows have records, and have not fired."""
+        shape = self._shape
+        # No window over a pane ends later than a window's length after it begins.
+        last = [pane for pane in self._panes if pane + shape.size > watermark]
+        starts = {start for pane in last for start in shape.windows_of(pane) if start + shape.size > watermark}
+        return len(starts - self._revisions.keys())
+
     def is_empty(self) -> bool:
         """Whether nothing is remembered."""
         return not self._panes

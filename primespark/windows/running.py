@@ -96,6 +96,21 @@ class RunningRule:
         """What was left out; the live object."""
         return self._reader.counters
 
+    def standing(self) -> tuple[int | None, int]:
+        """The watermark that results wait for, None before the first record, and how many windows are open.
+
+        By key that is the one furthest ahead, as nobody waits for the group of a device that is switched off.
+        """
+        groups = [
+            (self._watermark(partition, state), state.windows)
+            for partition, states in self._partitions.items()
+            for state in states.values()
+        ]
+        watermark = max((own for own, _ in groups), default=NEVER) if self._by_key else self._shared.least()
+        return (
+            None if watermark == NEVER else watermark, sum(windows.open_at(own) for own, windows in groups)
+        )  # fmt: skip
+
     def add(self, row: Row, batch: Batch, index: int, clock_ms: int) -> tuple[list[WindowResult], LateRecord | None]:
         """Take in one row; what fires, ordered by (end, start, group), and the row itself if it is too late."""
         record = self._reader.read(row, batch.at_ms)

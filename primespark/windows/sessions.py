@@ -82,6 +82,10 @@ class SessionWindows:
         self._sessions = [session for session in self._sessions if not self._is_forgotten(session, watermark)]
         self.due = min(map(self._due, self._sessions), default=FOREVER)
 
+    def open_at(self, watermark: int) -> int:
+        """How many windows have records, and have not fired."""
+        return sum(not session.revision for session in self._sessions)
+
     def is_empty(self) -> bool:
         """Whether nothing is remembered."""
         return not self._sessions

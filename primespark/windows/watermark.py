@@ -73,6 +73,10 @@ class PartitionWatermarks:
         """The watermark as `partition` sees it."""
         return self._partitions[partition].watermark
 
+    def least(self) -> int:
+        """The watermark of the partition furthest behind of those that have one."""
+        return min((one.watermark for one in self._partitions.values() if one.watermark != NEVER), default=NEVER)
+
     def observe(self, partition: int, event_ms: int, clock_ms: int) -> bool:
         """Take in the time of a record already added; True if some partition's watermark advanced."""
         entry = self._partitions[partition]
