@@ -1,11 +1,13 @@
-"""`primespark streams --workers N`: the processes it keeps, what they share, and how all of them end."""
+"""`primespark streams --workers N`: the processes it keeps, what they share, and how all of them end; `lag` of them."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -40,9 +42,28 @@ def assignments(worker: Worker) -> list[int]:
     return sorted(last.values())
 
 
+@pytest.fixture
+def surroundings(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    for name, value in stage.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def lag(*arguments: str) -> str:
+    return CliRunner().invoke(app, ["streams", "lag", *arguments], catch_exceptions=False).output
+
+
+def readers() -> list[tuple[int, int | None, str | None]]:
+    """Lag, committed offset and member of each partition."""
+    rows = json.loads(lag("--json"))["partitions"]
+    return [(row["lag"], row["committed_offset"], row["member"]) for row in rows]
+
+
 @pytest.mark.prove
+@pytest.mark.usefixtures("surroundings")
 @on_apache_kafka
 def test_workers_share_the_partitions_and_one_that_is_killed_comes_back(stage: Stage) -> None:
+    assert readers() == [(0, None, None)] * 3
     rows = recording(DEVICES, minutes=60)
     half = len(rows) // 2
     pool = stage.start("pool", "--workers", "2")
@@ -59,11 +80,18 @@ def test_workers_share_the_partitions_and_one_that_is_killed_comes_back(stage: S
         wait_until(lambda: all(page.is_ready for page in pages), 40)
     stage.publish(singles(rows[half:]))
     wait_until(lambda: equals(stage, averages(rows)), 40)
+    each = len(rows) // 3
+    wait_until(lambda: [row[:2] for row in readers()] == [(0, each)] * 3, 10)
+    names = Counter(member for _lag, _offset, member in readers())
+    assert set(names) == {f"primespark-streams-pool-{index} at 127.0.0.1" for index in range(2)}
+    assert sorted(names.values()) == [1, 2]
     processes = children(pool)
     assert len(processes) == 2
     status, took_s = pool.stop()
     assert (status, took_s < 6) == (0, True)
     assert not any(map(psutil.pid_exists, processes))
+    assert readers() == [(0, each, None)] * 3
+    assert "try: primespark streams" in lag()
 
 
 def _has_replaced(pool: Worker, victim: int, count: int) -> bool:
