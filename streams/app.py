@@ -122,9 +122,13 @@ def attach(app: Any, worker: StreamWorker) -> None:
 
 
 class FaustSource:
-    """The worker's view of the app's consumer."""
+    """The worker's view of the consumer of the app at work."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self) -> None:
+        self._app: Any = None
+
+    def use(self, app: Any) -> None:
+        """Turn to the app that follows."""
         self._app = app
 
     def generation(self) -> int | None:

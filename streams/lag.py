@@ -14,8 +14,8 @@ from aiokafka.structs import OffsetAndMetadata
 
 from primespark.core.settings import KafkaSettings, Settings
 from primespark.errors import UnavailableError
+from primespark.windows.live_rules import configured_rules
 from streams.app import APP_ID
-from streams.main import read_rules
 from streams.topics import require_bootstrap_servers
 
 _REQUEST_TIMEOUT_MS = 10_000
@@ -31,7 +31,7 @@ def read_lag(settings: Settings) -> dict[str, Any]:
         ConfigurationError: No broker is set, or the rules cannot work.
         UnavailableError: The broker does not answer.
     """
-    sources = {rule.source_topic for rule in read_rules(settings) if rule.enabled}
+    sources = {rule.source_topic for rule in configured_rules(settings) if rule.enabled}
     kafka = settings.cloud.kafka
     try:
         return asyncio.run(_read(kafka, sources))

@@ -8,19 +8,17 @@ import logging
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from primespark.core.logging import configure_logging, get_logger
-from primespark.core.settings import Settings
+from primespark.core.settings import KafkaSettings, Settings
 from primespark.errors import ConfigurationError, UnavailableError
 from primespark.windows.engine import WindowEngine
-from primespark.windows.rules import AggregationRule, load_rules, require_message_key
+from primespark.windows.live_rules import configured_rules
+from primespark.windows.rules import AggregationRule
 
-DEFAULT_RULES = "config/stream_rules.yaml"
 _STOP_TIMEOUT_S = 2.0
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 
@@ -43,7 +41,7 @@ def run(settings: Settings) -> None:
     # Records come by the thousand and go again without cycles; looking for these took a third of the time of decoding.
     gc.freeze()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 20, 20)
-    asyncio.run(_serve_until_signal(settings, read_rules(settings)))
+    asyncio.run(_serve_until_signal(settings, configured_rules(settings)))
 
 
 def check(settings: Settings) -> None:
@@ -52,12 +50,24 @@ def check(settings: Settings) -> None:
     Raises:
         PrimeSparkError: As `run` at its start.
     """
-    from streams.topics import ensure_topics
-
     prepare(settings)
     settings.require_store_url()
-    engine = _engine_of(read_rules(settings))
-    asyncio.run(ensure_topics(settings.cloud.kafka, engine.source_topics, engine.target_topics))
+    asyncio.run(_check(settings.cloud.kafka, configured_rules(settings)))
+
+
+async def _check(kafka: KafkaSettings, rules: Sequence[AggregationRule]) -> None:
+    from streams.rule_follower import RuleFollower
+    from streams.topics import ensure_topics, require_bootstrap_servers
+
+    engine = WindowEngine(rules)
+
+    async def take_up(_rule_id: str, rule: AggregationRule | None) -> None:
+        if rule is not None and rule.enabled:
+            engine.add_rule(rule, 0)
+
+    await ensure_topics(kafka, engine.source_topics, engine.target_topics)
+    await RuleFollower(require_bootstrap_servers(kafka), rules, take_up).catch_up()
+    _require_rules(engine)
 
 
 def prepare(settings: Settings) -> None:
@@ -78,25 +88,9 @@ def prepare(settings: Settings) -> None:
         pace_fetches()
 
 
-def read_rules(settings: Settings) -> list[AggregationRule]:
-    """The configured rules, else those that ship with the package.
-
-    Raises:
-        ConfigurationError: Rules that cannot work, or not with several workers.
-    """
-    if settings.cloud.streams.rules_file is not None:
-        rules = load_rules(settings.cloud.streams.rules_file)
-    else:
-        with resources.as_file(resources.files("primespark._data").joinpath(DEFAULT_RULES)) as path:
-            rules = load_rules(Path(path))
-    require_message_key(rules)
-    return rules
-
-
-def _engine_of(rules: Sequence[AggregationRule]) -> WindowEngine:
-    if not any(rule.enabled for rule in rules):
-        raise ConfigurationError("no rule is enabled", remedy="enable one in cloud.streams.rules_file")
-    return WindowEngine(rules)
+def _require_rules(engine: WindowEngine) -> None:
+    if not engine.source_topics:
+        raise ConfigurationError("no rule is enabled", remedy="enable one in cloud.streams.rules_file, or add one")
 
 
 async def serve(
@@ -110,28 +104,43 @@ async def serve(
     """
     from aiokafka import AIOKafkaProducer
 
-    from streams.app import FaustSource, attach, build_app
+    from streams.app import FaustSource
     from streams.health import health_page
+    from streams.membership import Membership
+    from streams.rule_follower import RuleFollower
     from streams.sink import PostgresStore, Sink
     from streams.snapshots import SnapshotStore
     from streams.topics import ensure_topics, require_bootstrap_servers
     from streams.worker import StreamWorker
 
-    engine = _engine_of(rules)
     kafka = settings.cloud.kafka
+    engine = WindowEngine(rules)
     store = PostgresStore(settings.require_store_url())
     await ensure_topics(kafka, engine.source_topics, engine.target_topics)
-    producer = AIOKafkaProducer(
-        bootstrap_servers=require_bootstrap_servers(kafka), client_id="primespark-streams", enable_idempotence=True
-    )
+    servers = require_bootstrap_servers(kafka)
+    producer = AIOKafkaProducer(bootstrap_servers=servers, client_id="primespark-streams", enable_idempotence=True)
     await producer.start()
     try:
-        app = build_app(settings)
-        worker = StreamWorker(engine, FaustSource(app), Sink(producer, store), SnapshotStore(kafka, producer))
-        attach(app, worker)
+        source = FaustSource()
+        worker = StreamWorker(engine, source, Sink(producer, store), SnapshotStore(kafka, producer))
+        resubscribe = asyncio.Event()
+
+        async def take_up(rule_id: str, rule: AggregationRule | None) -> None:
+            if rule is not None and rule.enabled:
+                await ensure_topics(kafka, [rule.source_topic], [rule.target_topic, rule.late_topic])
+            known = worker.engine.source_topics
+            worker.change_rule(rule_id, rule)
+            log.info("rule_taken_up" if rule else "rule_dropped", rule_id=rule_id)
+            if known != worker.engine.source_topics:
+                resubscribe.set()
+
+        follower = RuleFollower(servers, rules, take_up)
+        await follower.catch_up()
+        _require_rules(engine)
         async with health_page(settings, worker):
-            log.info("stream_worker_starting", rules=[rule.rule_id for rule in rules if rule.enabled])
-            await _run_until_stopped(app, worker, stopping, started)
+            log.info("stream_worker_starting", rules=list(engine.counters))
+            membership = Membership(settings, worker, source, resubscribe, started)
+            await _run_until_stopped(worker, membership, follower, stopping)
     finally:
         with suppress(TimeoutError):
             async with asyncio.timeout(_STOP_TIMEOUT_S):
@@ -140,33 +149,24 @@ async def serve(
     log.info("stream_worker_stopped")
 
 
-async def _run_until_stopped(app: Any, worker: Any, stopping: asyncio.Event, started: asyncio.Event) -> None:
-    app.finalize()
-    cycles = asyncio.create_task(worker.run(), name="stream-worker")
-    consuming = asyncio.create_task(_start_and_wait(app, started), name="faust-app")
+async def _run_until_stopped(worker: Any, membership: Any, follower: Any, stopping: asyncio.Event) -> None:
     stop = asyncio.create_task(stopping.wait(), name="stop-signal")
+    tasks = {
+        stop,
+        asyncio.create_task(worker.run(), name="stream-worker"),
+        asyncio.create_task(membership.run(), name="faust-app"),
+        asyncio.create_task(follower.follow(), name="rule-follower"),
+    }
     try:
-        done, _ = await asyncio.wait({cycles, consuming, stop}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         await worker.close()
-        cycles.cancel()
-        try:
-            async with asyncio.timeout(_STOP_TIMEOUT_S):
-                await app.stop()
-        except TimeoutError:
-            log.warning("faust_stop_timed_out")
-        consuming.cancel()
-        stop.cancel()
-        await asyncio.gather(cycles, consuming, stop, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     if stop not in done:
-        cause = app.crash_reason or next((task.exception() for task in done if task.exception()), None)
+        cause = next((task.exception() for task in done if task.exception()), None)
         raise UnavailableError(f"the stream worker broke down: {cause!r}", remedy="look at the log; a restart goes on")
-
-
-async def _start_and_wait(app: Any, started: asyncio.Event) -> None:
-    await app.start()
-    started.set()
-    await app.wait_until_stopped()
 
 
 async def _serve_until_signal(settings: Settings, rules: Sequence[AggregationRule]) -> None:

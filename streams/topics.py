@@ -9,6 +9,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExists
 
 from primespark.core.settings import KafkaSettings
 from primespark.errors import ConfigurationError, UnavailableError
+from primespark.windows.live_rules import RULES_TOPIC, RULES_TOPIC_CONFIG
 
 DEAD_LETTER_TOPIC = "edge.dead-letter"
 SNAPSHOT_TOPIC = "primespark-streams-snapshots"
@@ -32,13 +33,14 @@ async def ensure_topics(kafka: KafkaSettings, sources: Iterable[str], targets: I
     """
     wanted: dict[str, Mapping[str, str]] = {name: {} for name in (*sources, *targets, DEAD_LETTER_TOPIC)}
     wanted[SNAPSHOT_TOPIC] = SNAPSHOT_CONFIG
+    wanted[RULES_TOPIC] = RULES_TOPIC_CONFIG
     admin = AIOKafkaAdminClient(bootstrap_servers=require_bootstrap_servers(kafka), client_id="primespark-streams")
     try:
         await admin.start()
         existing = set(await admin.list_topics())
         replicas = min(_MAX_REPLICAS, len((await admin.describe_cluster())["brokers"]))
         missing = [
-            NewTopic(name, kafka.partitions, replicas, topic_configs=dict(config))
+            NewTopic(name, 1 if name == RULES_TOPIC else kafka.partitions, replicas, topic_configs=dict(config))
             for name, config in wanted.items()
             if name not in existing
         ]

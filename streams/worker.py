@@ -11,7 +11,6 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from aiokafka.errors import KafkaError
@@ -20,9 +19,11 @@ from primespark.core.clock import wall_clock_ms
 from primespark.core.logging import get_logger
 from primespark.windows.engine import Partition, WindowEngine
 from primespark.windows.records import Batch
+from primespark.windows.rules import AggregationRule
 from streams.contracts import Incoming, ResultSink, Snapshots, Source
 from streams.decode import Poison, portions
 from streams.sink import DeadLetter, Outgoing
+from streams.statistics import Statistics
 
 SNAPSHOT_INTERVAL_S = 1.0
 _COALESCE_S = 0.05
@@ -33,22 +34,6 @@ _RETRY_MAX_S = 5.0
 _LAST_CYCLE_TIMEOUT_S = 2.0
 
 log = get_logger(__name__)
-
-
-@dataclass(slots=True)
-class Statistics:
-    """Counts since start, and the last snapshot."""
-
-    messages: int = 0
-    rows: int = 0
-    results: int = 0
-    poison: int = 0
-    gaps: int = 0
-    failures: int = 0
-    rebalances: int = 0
-    snapshots: int = 0
-    snapshot_bytes: int = 0
-    snapshot_at: float | None = None
 
 
 class StreamWorker:
@@ -98,6 +83,13 @@ class StreamWorker:
                 self._room.clear()
             self._wake.set()
             await asyncio.sleep(0)
+
+    def change_rule(self, rule_id: str, rule: AggregationRule | None) -> None:
+        """Let a rule, or none, take the place of the one of this name; it starts empty, with the next record."""
+        self.engine.remove_rule(rule_id)
+        if rule is not None and rule.enabled:
+            self.engine.add_rule(rule, wall_clock_ms())
+        self._wake.set()
 
     async def assigned(self, partitions: Collection[Partition]) -> None:
         """Load the state of the partitions now at hand; before, nothing of them is taken in."""

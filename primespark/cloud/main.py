@@ -23,6 +23,7 @@ from primespark.cloud import (
     people,
     records_api,
     remote_write_api,
+    rules_api,
     summary_api,
 )
 from primespark.cloud.lanes import LaneByPath, Lanes
@@ -52,7 +53,7 @@ _SHORTEST_KEY = 16
 _ROUTERS = (
     gate.router, blobs_api.router, blobs_api.people, commands_api.router, conflicts_api.router, lineage_api.router,
     people.router, analytics_api.router, otlp_api.router, records_api.router, remote_write_api.router,
-    summary_api.router,
+    rules_api.router, summary_api.router,
 )  # fmt: skip
 
 log = get_logger(__name__)
@@ -101,7 +102,7 @@ def build(settings: Settings, root: Path) -> Cloud:
 
 def build_app(cloud: Cloud) -> FastAPI:
     """The application over its collaborators."""
-    relay = _relay(cloud)
+    relay, publisher = _to_kafka(cloud)
 
     async def readiness() -> dict[str, str]:
         missing = {}
@@ -127,6 +128,7 @@ def build_app(cloud: Cloud) -> FastAPI:
         ]
         if relay is not None:
             tasks.append(asyncio.create_task(relay.run(), name="relay"))
+            tasks.append(asyncio.create_task(publisher.run(), name="rule-publisher"))
         yield
         for task in tasks:
             task.cancel()
@@ -144,16 +146,19 @@ def build_app(cloud: Cloud) -> FastAPI:
     )
     app.add_middleware(LaneByPath)
     app.state.cloud = cloud
+    app.state.rule_publisher = publisher
     return app
 
 
-def _relay(cloud: Cloud) -> Any:
+def _to_kafka(cloud: Cloud) -> tuple[Any, Any]:
+    """What tells Kafka of facts and of rules, where there is one."""
     if not cloud.settings.features.streams or not cloud.settings.cloud.kafka.bootstrap_servers:
         log.info("relay_is_off", why="features.streams is off, or cloud.kafka.bootstrap_servers is not set")
-        return None
+        return None, None
     from primespark.cloud.relay import Relay
+    from primespark.cloud.rule_publisher import RulePublisher
 
-    return Relay(cloud)
+    return Relay(cloud), RulePublisher(cloud)
 
 
 def _admin_key(path: Path) -> str:

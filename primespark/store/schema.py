@@ -17,6 +17,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
+    Sequence,
     Table,
     Text,
     UniqueConstraint,
@@ -435,6 +436,18 @@ pipeline_stage = Table(
     PrimaryKeyConstraint("run_id", "stage"),
     schema="control",
 )
+
+stream_rule = Table(
+    "stream_rule",
+    metadata,
+    Column("rule_id", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("definition", JSONB, nullable=False),
+    Column("changed_by", Text, nullable=False),
+    Column("changed_at", _Moment, nullable=False),
+    schema="control",
+)
+stream_rule_version = Sequence("stream_rule_version", schema="control", metadata=metadata)
 
 server = Table(
     "server",

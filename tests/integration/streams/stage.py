@@ -38,9 +38,10 @@ DEVICES = ("a", "b", "c", "d", "e", "f")
 class Sent:
     """A message to publish."""
 
-    value: bytes
+    value: bytes | None
     partition: int
     headers: tuple[tuple[str, bytes], ...] = ()
+    key: bytes | None = None
 
     @classmethod
     def row(cls, row: Mapping[str, Any], partition: int, log_seq: int | None = None) -> Sent:
@@ -102,6 +103,7 @@ class Stage:
         self._store_url = store_url
         self._engine = create_engine(store_url, poolclass=NullPool)
         self._workers: list[Worker] = []
+        self._said: set[str] = set()
         self.write_rules(aggregation_function="avg", value_field="cpu_percent")
         asyncio.run(self._make_source())
 
@@ -149,22 +151,27 @@ class Stage:
         wait_until(lambda: worker.is_ready, 40)
         return worker
 
-    def publish(self, messages: Iterable[Sent]) -> None:
-        """Send messages to the source topic; return when the broker has them."""
-        asyncio.run(publish(self.broker, self.source, messages))
+    def publish(self, messages: Iterable[Sent], topic: str = "") -> None:
+        """Send messages to the source topic or another; return when the broker has them."""
+        asyncio.run(publish(self.broker, topic or self.source, messages))
+
+    def say_rule(self, rule_id: str, value: bytes | None) -> None:
+        """Write a live rule, or that there is none; it is taken back when the stage is closed."""
+        self._said.add(rule_id)
+        self.publish([Sent(value, 0, key=rule_id.encode())], "primespark-streams-rules")
 
     def read(self, topic: str) -> list[Any]:
         """All records of a topic, in order of partition and offset."""
         return asyncio.run(self._read(topic))
 
-    def windows(self) -> dict[tuple[str, int], tuple[float | None, int, int]]:
+    def windows(self, rule_id: str = "") -> dict[tuple[str, int], tuple[float | None, int, int]]:
         """(device, start ms) to (value, count, revision), as stored."""
         query = text(
             "SELECT group_key, (extract(epoch FROM window_start) * 1000)::bigint, value, count, revision"
             " FROM metrics.window_result WHERE rule_id = :rule"
         )
         with self._engine.connect() as connection:
-            rows = connection.execute(query, {"rule": self.name}).all()
+            rows = connection.execute(query, {"rule": rule_id or self.name}).all()
         return {(group, start): (value, count, revision) for group, start, value, count, revision in rows}
 
     def counted(self) -> int:
@@ -181,6 +188,8 @@ class Stage:
                 worker.process.wait(10)
             except subprocess.TimeoutExpired:
                 worker.kill()
+        for rule_id in list(self._said):
+            self.say_rule(rule_id, None)
 
     async def _make_source(self) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.bootstrap_servers)
@@ -213,7 +222,9 @@ async def publish(broker: Broker, topic: str, messages: Iterable[Sent]) -> None:
     await producer.start()
     try:
         acknowledgements = [
-            await producer.send(topic, message.value, partition=message.partition, headers=list(message.headers))
+            await producer.send(
+                topic, message.value, key=message.key, partition=message.partition, headers=list(message.headers)
+            )
             for message in messages
         ]
         await asyncio.gather(*acknowledgements)

@@ -25,6 +25,7 @@ from primespark.cloud import (
     otlp_api,
     people,
     remote_write_api,
+    rules_api,
     summary_api,
 )
 from primespark.cloud import records_api as cloud_records_api
@@ -120,7 +121,7 @@ def _routes() -> Iterator[str]:
         open_inference.health_router(_nothing, open_health=True), blobs_api.router, commands_api.router,
         analytics_api.router, cloud_records_api.router, conflicts_api.router, gate.router, lineage_api.router,
         otlp_api.router, people.router, remote_write_api.router,
-        summary_api.router,
+        rules_api.router, summary_api.router,
     )  # fmt: skip
     for router in routers:
         for route in router.routes:

@@ -10,8 +10,8 @@ import pytest
 
 from primespark.core.settings import load_settings
 from primespark.errors import ConfigurationError
+from primespark.windows.live_rules import configured_rules
 from primespark.windows.rules import load_rules, parse_rules
-from streams.main import read_rules
 
 GOOD: dict[str, Any] = {
     "rule_id": "cpu", "source_topic": "edge.telemetry", "target_topic": "cloud.aggregated",
@@ -20,7 +20,7 @@ GOOD: dict[str, Any] = {
 
 
 def test_the_rules_that_ship_are_valid_and_average_a_minute_by_key() -> None:
-    (rule,) = read_rules(load_settings())
+    (rule,) = configured_rules(load_settings())
     assert rule.aggregation_function == "avg"
     assert (rule.source_topic, rule.target_topic, rule.value_field) == (
         "edge.telemetry", "cloud.aggregated", "cpu_percent",
@@ -141,4 +141,4 @@ def test_a_worker_takes_rules_whose_groups_lie_in_one_partition_alone(tmp_path: 
     assert load_rules(path)[0].group_by == ("zone",)
     settings = load_settings(overrides={"cloud": {"streams": {"rules_file": str(path)}}})
     with pytest.raises(ConfigurationError, match="rule cpu: group_by must contain 'device_id'"):
-        read_rules(settings)
+        configured_rules(settings)

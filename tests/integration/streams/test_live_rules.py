@@ -1,0 +1,97 @@
+"""Live rules as workers take them up from their topic: added, changed, deleted, with workers killed and joining."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.helpers import wait_until
+from tests.integration.streams.stage import DEVICES, START_MS, Stage, Worker, recording, singles
+
+MINUTE_MS = 60_000
+
+
+def say(stage: Stage, rule_id: str, version: int, **fields: Any) -> None:
+    rule = {
+        "rule_id": rule_id, "source_topic": stage.source, "target_topic": f"{stage.name}.live",
+        "window_config": {"size_seconds": 60, "watermark_scope": "key"}, "aggregation_function": "count", **fields,
+    }  # fmt: skip
+    stage.say_rule(rule_id, json.dumps({"version": version, "rule": rule}).encode())
+
+
+def told(worker: Worker, event: str, rule_id: str) -> int:
+    """How often the worker logged it."""
+    lines = [json.loads(line) for line in worker.log.read_text().splitlines() if line.startswith("{")]
+    return sum(line["event"] == event and rule_id in (line.get("rule_id"), line.get("key")) for line in lines)
+
+
+def counts(rows: list[dict[str, Any]]) -> dict[tuple[str, int], int]:
+    """(device, start ms) to the number of rows, without the windows left open by a watermark 10 s behind."""
+    newest = {row["device_id"]: row["ts"] for row in rows}
+    found: dict[tuple[str, int], int] = {}
+    for row in rows:
+        key = (row["device_id"], row["ts"] // MINUTE_MS * MINUTE_MS)
+        found[key] = found.get(key, 0) + 1
+    return {key: count for key, count in found.items() if key[1] + MINUTE_MS <= newest[key[0]] - 10_000}
+
+
+def counted(stage: Stage, rule_id: str) -> dict[tuple[str, int], int]:
+    return {key: count for key, (_value, count, _revision) in stage.windows(rule_id).items()}
+
+
+@pytest.mark.parametrize(
+    "broker", ["embedded_broker", pytest.param("apache_kafka", marks=pytest.mark.prove)], indirect=True
+)
+def test_a_rule_is_added_kept_over_a_kill_changed_and_deleted(stage: Stage) -> None:
+    rule_id, rows = f"{stage.name}-live", recording(["a", "b"], minutes=12)
+    parts = [[row for row in rows if row["ts"] - START_MS < minute * MINUTE_MS] for minute in (2, 5, 7, 10, 13)]
+    before, added, over_kill, changed, after = (
+        part[len(last) :] for part, last in zip(parts, [[], *parts], strict=False)
+    )
+    worker = stage.start_ready()
+    stage.publish(singles(before))
+    wait_until(lambda: worker.counter("events") >= len(before))
+    stage.say_rule(f"{rule_id}-broken", b'{"rule": {"aggregation_function": "guess"}}')
+    say(stage, rule_id, 1)
+    wait_until(lambda: told(worker, "rule_taken_up", rule_id) == 1)
+    assert told(worker, "rule_skipped", f"{rule_id}-broken") == 1
+    stage.publish(singles(added))
+    wait_until(lambda: counted(stage, rule_id) == counts(added))
+
+    worker.kill()
+    stage.publish(singles(over_kill))
+    worker = stage.start_ready()
+    wait_until(lambda: counted(stage, rule_id) == counts([*added, *over_kill]))
+
+    told_before = told(worker, "rule_taken_up", rule_id)
+    say(stage, rule_id, 2, aggregation_function="sum", value_field="cpu_percent")
+    wait_until(lambda: told(worker, "rule_taken_up", rule_id) == told_before + 1)
+    stage.publish(singles(changed))
+    expected = counts([*added, *over_kill]) | counts(changed)
+    wait_until(lambda: counted(stage, rule_id) == expected)
+    assert all(stage.windows(rule_id)[key][0] != count for key, count in counts(changed).items())
+
+    stage.say_rule(rule_id, None)
+    wait_until(lambda: told(worker, "rule_dropped", rule_id) == 1)
+    stage.publish(singles(after))
+    wait_until(lambda: counted(stage, stage.name) == counts(rows))
+    assert counted(stage, rule_id) == expected
+
+
+# The bundled broker has no second member: it never forgets one.
+@pytest.mark.prove
+@pytest.mark.parametrize("broker", ["apache_kafka"], indirect=True)
+def test_workers_take_up_a_rule_of_another_topic_each_with_its_partitions(stage: Stage) -> None:
+    rule_id, topic, rows = f"{stage.name}-live", f"{stage.name}.other", recording(DEVICES, minutes=6)
+    workers = [stage.start_ready("worker-0"), stage.start_ready("worker-1")]
+    say(stage, rule_id, 1, source_topic=topic)
+    # They write one log.
+    wait_until(lambda: workers[0].log.read_text().count('"subscription_changed"') == 2, 40)
+    wait_until(lambda: all(worker.is_ready for worker in workers), 40)
+    stage.publish(singles(rows), topic)
+    stage.publish(singles(rows))
+    wait_until(lambda: counted(stage, rule_id) == counts(rows), 40)
+    wait_until(lambda: counted(stage, stage.name) == counts(rows), 40)
+    assert all(worker.stop()[0] == 0 for worker in workers)
