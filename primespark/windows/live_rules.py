@@ -6,6 +6,7 @@ A record's key is the `rule_id`; without a value the rule is deleted.
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ RULES_TOPIC_CONFIG = {"cleanup.policy": "compact", "segment.ms": "3600000"}
 # Beyond, every record is worked on too often, whoever sends it.
 MAX_LIVE_RULES = 200
 MAX_RULE_BYTES = 16_384
+_OWN_TOPICS = re.compile(r"primespark-streams|edge\.dead-letter|__")
 DEFAULT_RULES = "config/stream_rules.yaml"
 
 
@@ -52,6 +54,10 @@ def parse_live_rule(document: Any) -> AggregationRule:
         raise InvalidInputError(
             error.message, remedy="correct the rule", code="bad_rule", errors=error.errors
         ) from None
+    if _OWN_TOPICS.match(rule.source_topic) or _OWN_TOPICS.match(rule.target_topic):
+        raise InvalidInputError(
+            "rules, snapshots and dead letters have topics of their own", remedy="name others", code="bad_rule"
+        )
     if len(storable_json(definition_of(rule)).encode()) > MAX_RULE_BYTES:
         raise InvalidInputError(f"a rule of more than {MAX_RULE_BYTES} bytes", remedy="shorten it", code="bad_rule")
     return rule

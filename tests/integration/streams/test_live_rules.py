@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
+from primespark.cloud.rule_publisher import ensure_rules_topic
+from primespark.errors import ConfigurationError
+from primespark.windows.rules import AggregationRule, parse_rules
+from streams.rule_follower import RuleFollower
 from tests.helpers import wait_until
 from tests.integration.streams.stage import DEVICES, START_MS, Stage, Worker, recording, singles
 
 MINUTE_MS = 60_000
+RULE: dict[str, Any] = {
+    "window_config": {"size_seconds": 60, "watermark_scope": "key"}, "aggregation_function": "count",
+    "source_topic": "in", "target_topic": "out",
+}  # fmt: skip
 
 
 def say(stage: Stage, rule_id: str, version: int, **fields: Any) -> None:
-    rule = {
-        "rule_id": rule_id, "source_topic": stage.source, "target_topic": f"{stage.name}.live",
-        "window_config": {"size_seconds": 60, "watermark_scope": "key"}, "aggregation_function": "count", **fields,
-    }  # fmt: skip
+    rule = {**RULE, "rule_id": rule_id, "source_topic": stage.source, "target_topic": f"{stage.name}.live", **fields}
     stage.say_rule(rule_id, json.dumps({"version": version, "rule": rule}).encode())
 
 
@@ -78,6 +84,43 @@ def test_a_rule_is_added_kept_over_a_kill_changed_and_deleted(stage: Stage) -> N
     stage.publish(singles(after))
     wait_until(lambda: counted(stage, stage.name) == counts(rows))
     assert counted(stage, rule_id) == expected
+
+
+@pytest.mark.parametrize("broker", ["embedded_broker"], indirect=True)
+async def test_a_follower_tells_of_differences_and_of_nothing_that_is_no_rule(stage: Stage) -> None:
+    told: list[tuple[str, str]] = []
+    ready = asyncio.Event()
+
+    async def take_up(rule_id: str, rule: AggregationRule | None) -> None:
+        told.append((rule_id.removeprefix(stage.name), rule.aggregation_function.value if rule else "none"))
+        if rule is not None and rule.aggregation_function == "first":
+            raise ConfigurationError("more partitions than snapshots have")
+        if rule_id.endswith("end"):
+            ready.set()
+
+    def write(changes: dict[str, str | bytes | None]) -> None:
+        for name, function in changes.items():
+            if isinstance(function, str):
+                say(stage, stage.name + name, 1, aggregation_function=function, value_field="cpu_percent")
+            else:
+                stage.say_rule(stage.name + name, function)
+
+    (configured,) = parse_rules([{**RULE, "rule_id": f"{stage.name}configured"}], "test")
+    follower = RuleFollower(stage.broker.bootstrap_servers, [configured], take_up)
+    await ensure_rules_topic(stage.broker.bootstrap_servers)
+    foreign = json.dumps({"version": 1, "rule": {**RULE, "rule_id": "another"}}).encode()
+    await asyncio.to_thread(
+        write, {"configured": "max", "kept": "max", "gone": "max", "not": b"[1]", "key": foreign, "cannot": "first"}
+    )
+    await follower.catch_up()
+    assert sorted(told) == [("cannot", "first"), ("cannot", "none"), ("gone", "max"), ("kept", "max")]
+    told.clear()
+    await asyncio.to_thread(write, {"gone": None, "kept": b"{", "new": "min", "end": "sum"})
+    following = asyncio.create_task(follower.follow())
+    await asyncio.wait_for(ready.wait(), 10)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert sorted(told) == [("end", "sum"), ("gone", "none"), ("new", "min")]
 
 
 # The bundled broker has no second member: it never forgets one.
