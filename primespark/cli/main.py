@@ -33,6 +33,7 @@ models = typer.Typer(help="Models: what ships, what can be fetched, and your own
 offline = typer.Typer(help="What this device holds for its cloud; the device must be running.", no_args_is_help=True)
 sync = typer.Typer(help="Of a device how it stands; of the cloud, conflicts.", no_args_is_help=True)
 streams = typer.Typer(help="Run stream workers, see how far they are, or try rules on recorded events.")
+stream_rules = typer.Typer(help="Rules that change while workers run (on the cloud's machine).", no_args_is_help=True)
 store = typer.Typer(help="The store behind the cloud (on the cloud's machine).", no_args_is_help=True)
 config = typer.Typer(help="The settings in force.", no_args_is_help=True)
 app.add_typer(device, name="device")
@@ -41,11 +42,15 @@ app.add_typer(models, name="models")
 app.add_typer(offline, name="offline")
 app.add_typer(sync, name="sync")
 app.add_typer(streams, name="streams")
+streams.add_typer(stream_rules, name="rules")
 app.add_typer(store, name="store")
 app.add_typer(config, name="config")
 
 _MAX_SEQ = 2**62
 _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
+RulesFile = Annotated[
+    Path, typer.Argument(exists=True, dir_okay=False, help="YAML or JSON: a rule, or a list of them.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -155,6 +160,43 @@ def streams_lag(as_json: Json = False) -> None:
     from primespark.cli.stream_lag import show_lag
 
     show_lag(_settings(), as_json)
+
+
+@stream_rules.command("list")
+def stream_rules_list(as_json: Json = False) -> None:
+    """Show the rules of the file and the live ones."""
+    from primespark.cli.stream_rules import list_rules
+
+    list_rules(_settings(), as_json)
+
+
+@stream_rules.command("add")
+def stream_rules_add(
+    file: RulesFile,
+    replace: Annotated[bool, typer.Option(help="Change what is there; it starts empty.")] = False,
+) -> None:
+    """Add rules, which every worker takes up at once."""
+    from primespark.cli.stream_rules import add_rules
+
+    add_rules(_settings(), file, replace)
+
+
+@stream_rules.command("remove")
+def stream_rules_remove(rule_id: str) -> None:
+    """Delete a live rule and its windows."""
+    from primespark.cli.stream_rules import remove_rule
+
+    remove_rule(_settings(), rule_id)
+
+
+@stream_rules.command("try")
+def stream_rules_try(
+    file: RulesFile, records: Annotated[int, typer.Option(min=1, max=10_000, help="Of each rule's topic.")] = 1000
+) -> None:
+    """Show what rules would have said of the newest records, a JSON object a line; nothing is stored."""
+    from primespark.cli.stream_rules import try_rules
+
+    try_rules(_settings(), file, records)
 
 
 @app.command()

@@ -25,12 +25,8 @@ from primespark.core.logging import get_logger
 from primespark.core.settings import KafkaSettings
 from primespark.errors import TransientError, UnavailableError
 from primespark.store import outbox
+from primespark.store.outbox import TOPICS
 
-TOPICS = {
-    "telemetry": "edge.telemetry",
-    "inference_results": "edge.ai.inference",
-    "metrics": "edge.metrics",
-}
 _BATCHES_PER_READ = 50
 # Growth of the log that no notification told of (a broken listener) is found after this time.
 _IDLE_POLL_S = 5.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from primespark.cloud.state import Cloud, cloud_of
@@ -13,10 +15,13 @@ from primespark.core.clock import to_rfc3339
 from primespark.core.logging import get_logger
 from primespark.core.web import Principal, Role, read_json, require
 from primespark.core.web.preconditions import check_preconditions, is_unchanged
-from primespark.errors import ConflictError, NotFoundError, PreconditionError, UnavailableError
-from primespark.store import stream_rules
+from primespark.errors import ConflictError, InvalidInputError, NotFoundError, PreconditionError, UnavailableError
+from primespark.store import outbox, stream_rules
+from primespark.store.outbox import TOPICS
 from primespark.store.stream_rules import StoredRule
 from primespark.windows.live_rules import MAX_LIVE_RULES, configured_rules, definition_of, parse_live_rule
+from primespark.windows.replay import Record
+from primespark.windows.trial import try_rule
 
 if TYPE_CHECKING:
     from primespark.cloud.rule_publisher import RulePublisher
@@ -25,6 +30,7 @@ router = APIRouter(prefix="/api/v1/streams/rules")
 CloudState = Annotated[Cloud, Depends(cloud_of)]
 Viewer = Depends(require(Role.VIEWER))
 Operator = Annotated[Principal, Depends(require(Role.OPERATOR))]
+_TRIAL_DEADLINE_S = 5.0
 RuleId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,120}$")]
 
 log = get_logger(__name__)
@@ -88,6 +94,30 @@ async def put_rule(request: Request, cloud: CloudState, person: Operator, publis
     return JSONResponse(describe(stored), 201 if is_new else 200, headers)
 
 
+@router.post("/dry-run")
+async def dry_run(
+    request: Request, cloud: CloudState, _: Operator, records: Annotated[int, Query(ge=1, le=10_000)] = 1000
+) -> dict[str, Any]:
+    """What a rule would have said of the newest facts of its topic; nothing is stored."""
+    rule = parse_live_rule(await read_json(request))
+    data_class = next((name for name, topic in TOPICS.items() if topic == rule.source_topic), None)
+    if data_class is None:
+        raise InvalidInputError(
+            f"the cloud keeps no records of {rule.source_topic}",
+            remedy=f"take one of {', '.join(TOPICS.values())}, or try it on a file: primespark streams replay",
+            code="topic_not_kept",
+        )
+    newest = await cloud.transact(lambda connection: outbox.read_newest(connection, data_class, records))
+    partitions = cloud.settings.cloud.kafka.partitions
+    # One at a time: it takes a processor.
+    async with request.app.state.trials:
+        ends_at = time.monotonic() + _TRIAL_DEADLINE_S
+        said = await asyncio.to_thread(
+            try_rule, rule, _records(newest, partitions), partitions, lambda: time.monotonic() < ends_at
+        )
+    return {"rule_id": rule.rule_id, **said}
+
+
 @router.delete("/{rule_id}")
 async def delete_rule(
     rule_id: RuleId, request: Request, cloud: CloudState, person: Operator, publisher: Publisher
@@ -115,6 +145,19 @@ def describe(rule: StoredRule) -> dict[str, Any]:
         "rule_id": rule.rule_id, "origin": "live", "version": rule.version, "rule": rule.definition,
         "changed_by": rule.changed_by, "changed_at": to_rfc3339(rule.changed_at),
     }  # fmt: skip
+
+
+def _records(newest: Iterable[outbox.PublishedRow], partitions: int) -> Iterator[Record]:
+    """As a worker would read them from the topic."""
+    from aiokafka.partitioner import DefaultPartitioner
+
+    numbers = list(range(partitions))
+    partition_of = DefaultPartitioner()
+    for one in newest:
+        yield Record(
+            ts=one.row["ts"], row=one.row, partition=partition_of(one.row["device_id"].encode(), numbers, numbers),
+            at=round(one.received_at.timestamp() * 1000),
+        )  # fmt: skip
 
 
 def _may_change(request: Request) -> Callable[[StoredRule | None], None]:

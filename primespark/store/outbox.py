@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import select
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
 import psycopg2
-from sqlalchemy import Connection, Engine, func, text
+from sqlalchemy import Connection, Engine, Row, func, text
 from sqlalchemy import select as query
 from sqlalchemy.dialects.postgresql import insert
 
@@ -19,6 +19,12 @@ from primespark.store.database import connect_outside_pool, store_unavailable
 from primespark.store.schema import log, relay
 
 RELAY = "kafka"
+# Where facts of a class are published; of others none are.
+TOPICS = {
+    "telemetry": "edge.telemetry",
+    "inference_results": "edge.ai.inference",
+    "metrics": "edge.metrics",
+}
 # A batch of the log has at most 5000 facts; a read stops after the batch that fills this.
 _MAX_ROWS_PER_READ = 10_000
 _LEASE = 7_301_003
@@ -28,6 +34,27 @@ _FACTS = text(
     " AND f.seq BETWEEN l.seq_from AND l.seq_to AND f.data_class = l.data_class"
     " WHERE l.log_seq = ANY(:numbers) AND l.kind = 'facts' ORDER BY l.log_seq, f.seq"
 )
+# Of the log's end first the batches that hold them, then of these the rows.
+_NEWEST = text(
+    "SELECT * FROM (SELECT l.log_seq, l.received_at, f.device_id, f.epoch, f.stream, f.seq, f.time, f.value,"
+    " row_number() OVER newest AS number, sum(octet_length(f.value::text)) OVER newest AS held"
+    " FROM (SELECT *, sum(rows) OVER (ORDER BY log_seq DESC) - rows AS newer FROM ("
+    " SELECT * FROM sync.log WHERE kind = 'facts' AND data_class = :data_class"
+    " AND log_seq > (SELECT max(log_seq) FROM sync.log) - 100000 ORDER BY log_seq DESC LIMIT :most) AS ended) AS l"
+    " JOIN sync.fact f ON f.device_id = l.device_id AND f.epoch = l.epoch AND f.stream = l.stream"
+    " AND f.seq BETWEEN l.seq_from AND l.seq_to AND f.data_class = l.data_class"
+    " WHERE l.newer < :most WINDOW newest AS (ORDER BY l.log_seq DESC, f.seq DESC)) AS found"
+    " WHERE number <= :most AND held <= :most_bytes ORDER BY log_seq, seq"
+)
+_MAX_NEWEST_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRow:
+    """A fact as a record of its topic, and when it came."""
+
+    row: dict[str, Any]
+    received_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +95,27 @@ def read(connection: Connection, after: int, limit: int) -> list[OutboxBatch]:
         if total >= _MAX_ROWS_PER_READ:
             break
     for fact in connection.execute(_FACTS, {"numbers": list(batches)}):
-        identity = {
-            "device_id": fact.device_id, "epoch": fact.epoch, "stream": fact.stream, "seq": fact.seq,
-            "ts": (fact.time - EARLIEST) // timedelta(milliseconds=1),
-        }  # fmt: skip
-        # Whatever fields a fact has, they never speak for its identity.
-        batches[fact.log_seq].rows.append({**identity, **fact.value, **identity})
+        batches[fact.log_seq].rows.append(_row(fact))
     return list(batches.values())
+
+
+def read_newest(connection: Connection, data_class: str, most: int) -> list[PublishedRow]:
+    """The `most` newest facts of a class in commit order, as they are published; fewer where they are large."""
+    return [
+        PublishedRow(_row(fact), fact.received_at)
+        for fact in connection.execute(
+            _NEWEST, {"data_class": data_class, "most": most, "most_bytes": _MAX_NEWEST_BYTES}
+        )
+    ]  # fmt: skip
+
+
+def _row(fact: Row[Any]) -> dict[str, Any]:
+    identity = {
+        "device_id": fact.device_id, "epoch": fact.epoch, "stream": fact.stream, "seq": fact.seq,
+        "ts": (fact.time - EARLIEST) // timedelta(milliseconds=1),
+    }  # fmt: skip
+    # Whatever fields a fact has, they never speak for its identity.
+    return {**identity, **fact.value, **identity}
 
 
 class Lease:

@@ -16,11 +16,12 @@ from sqlalchemy import Connection, Engine, text
 
 from primespark.cli.demo.clients import until
 from primespark.cloud.main import build
-from primespark.cloud.relay import TOPICS, Relay
+from primespark.cloud.relay import Relay
 from primespark.cloud.state import Cloud
 from primespark.core.encoding import decompress
 from primespark.core.settings import load_settings
 from primespark.store import devices, gate, outbox
+from primespark.store.outbox import TOPICS
 from primespark.sync.records import PushRequest
 from tests.kafka.brokers import Broker
 

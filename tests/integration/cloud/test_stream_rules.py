@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from sqlalchemy import Engine
+from typer.testing import CliRunner
 
+from primespark.cli.main import app
 from primespark.cloud.main import build, build_app
 from primespark.cloud.rule_publisher import RulePublisher, ensure_rules_topic
+from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.settings import load_settings
 from primespark.store import access, stream_rules
-from tests.integration.cloud.test_gate import Gate, gate
+from tests.integration.cloud.test_gate import Gate, batch, fact, gate
 from tests.kafka.brokers import Broker
 
 __all__ = ["gate"]
+ROOT = Path(__file__).parents[3]
 PATH = "/api/v1/streams/rules"
 TOPIC = "primespark-streams-rules"
 GOOD: dict[str, Any] = {
@@ -44,12 +52,12 @@ async def rules(broker: Broker, store_engine: Engine, tmp_path: Path) -> AsyncIt
     kafka = {"bootstrap_servers": broker.bootstrap_servers, "embedded": broker.embedded}
     settings = load_settings(overrides={"cloud": {"store": {"url": url}, "kafka": kafka}})
     cloud = await asyncio.to_thread(build, settings, tmp_path)
-    app = build_app(cloud)
+    served = build_app(cloud)
     async with (
-        app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://cloud") as client,
+        served.router.lifespan_context(served),
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app=served), base_url="http://cloud") as client,
     ):
-        client.publisher = app.state.rule_publisher  # type: ignore[attr-defined]
+        client.publisher = served.state.rule_publisher  # type: ignore[attr-defined]
         yield Gate(client, cloud, (tmp_path / "cloud" / "admin.key").read_text())
     cloud.engine.dispose()
 
@@ -124,6 +132,48 @@ async def test_a_rule_is_added_changed_and_deleted_and_the_topic_says_so_each_ti
     assert (await post(rules, GOOD)).json()["version"] > changed.json()["version"]
 
 
+@asynccontextmanager
+async def listening(gate: Gate) -> AsyncIterator[int]:
+    """The cloud at a port of this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(gate.client._transport.app, lifespan="off", log_level="error"))  # type: ignore[attr-defined]
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        await serving
+
+
+async def test_the_example_of_the_documentation_from_a_shell(
+    rules: Gate, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = (ROOT / "docs" / "streams.md").read_text(encoding="utf-8").split("## Live rules")[1]
+    example = section.split("```yaml\n")[1].split("```")[0]
+    commands = section.split("```sh\n")[1].split("```")[0].splitlines()
+    (tmp_path / "hot.yaml").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRIMESPARK_HOME", str(tmp_path))
+
+    async def run(line: str) -> str:
+        done = await asyncio.to_thread(CliRunner().invoke, app, line.split()[1:])
+        assert done.exit_code == 0, done.output or done.exception
+        # The cloud logs to the same stream.
+        return "\n".join(said for said in done.output.splitlines() if "[info" not in said)
+
+    async with listening(rules) as port:
+        monkeypatch.setenv("PRIMESPARK_CLOUD__PORT", str(port))
+        tried, added, listed = [await run(line) for line in commands[:3]]
+        assert json.loads(tried)["records"] == 0
+        assert added.startswith("hot is live, version ")
+        assert "│ hot " in listed
+        assert (await published(broker))["hot"][1]["percentile"] == 95
+        (tmp_path / "hot.yaml").write_text(example.replace("95", "99"))
+        changed = await run(f"{commands[1]} --replace")
+        assert changed > added
+        assert (await published(broker))["hot"][1]["percentile"] == 99
+        await run(commands[3])
+    assert await published(broker) == {}
+
+
 async def test_the_topic_becomes_what_the_store_says_whoever_died_or_wrote_late(rules: Gate, broker: Broker) -> None:
     publisher: RulePublisher = rules.client.publisher  # type: ignore[attr-defined]
 
@@ -149,6 +199,7 @@ REFUSED: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"filters": [["cpu", "~", 1]]}, 422, "bad_rule", "hot.filters"),
     ({"group_by": ["room"]}, 422, "bad_rule", None),
     ({"rule_id": "a b"}, 422, "bad_rule", "a b.rule_id"),
+    ({"target_topic": "primespark-streams-rules"}, 422, "bad_rule", None),
     ({"surprise": 1}, 422, "bad_rule", "hot.surprise"),
     ({"filters": [["a", "==", "\x00"]]}, 422, "unstorable_value", None),
     ({"filters": [["a", "==", "x" * 20_000]]}, 422, "bad_rule", None),
@@ -186,3 +237,36 @@ async def test_a_rule_that_the_broker_has_not_taken_is_stored_and_said_to_be(gat
         answer = await post(gate, GOOD)
         assert (answer.status_code, answer.json()["code"]) == (503, "rules_not_published")
     assert gate.count("control.stream_rule") == 1
+
+
+async def test_a_dry_run_says_what_the_newest_facts_make_of_a_rule_and_stores_nothing(gate: Gate) -> None:
+    key, start = await gate.enrol(), utc_now().replace(second=0, microsecond=0) - timedelta(minutes=30)
+    facts = [
+        fact(seq, time=to_rfc3339(start + timedelta(seconds=10 * (seq - 1))), value={"temperature_c": float(seq)})
+        for seq in range(1, 31)
+    ]
+    for number in range(3):
+        answer = await gate.push(key, batch(number + 1, facts[number * 10 : number * 10 + 10]))
+        assert answer.status_code == 200, answer.text
+    rule = {**GOOD, "window_config": {"size_seconds": 60, "watermark_scope": "key"}, "aggregation_function": "sum"}
+
+    async def ask(rule: dict[str, Any], **query: int) -> dict[str, Any]:
+        answer = await gate.client.post(f"{PATH}/dry-run", params=query, json=rule, headers=gate.admin)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def minutes(said: dict[str, Any]) -> list[tuple[float, float, int]]:
+        start_ms = start.timestamp() * 1000
+        return [((one["window_start"] - start_ms) / 60_000, one["value"], one["count"]) for one in said["results"]]
+
+    # Rows 1 to 6 are the first minute; the last minute's end is 10 s ahead of the newest row less the disorder.
+    whole = [(minute, float(sum(range(6 * minute + 1, 6 * minute + 7))), 6) for minute in range(4)]
+    said = await ask(rule)
+    assert (said["records"], said["complete"], minutes(said)) == (30, True, whole)
+    newest = await ask({**rule, "filters": [["temperature_c", "!=", 24.0]]}, records=9)
+    assert (newest["records"], newest["counters"]["filtered"]) == (9, 1)
+    assert minutes(newest) == [(3, 22.0 + 23.0, 2)]
+    refused = await gate.client.post(f"{PATH}/dry-run", json={**rule, "source_topic": "x"}, headers=gate.admin)
+    assert (refused.status_code, refused.json()["code"]) == (422, "topic_not_kept")
+    assert gate.count("control.stream_rule") == 0
