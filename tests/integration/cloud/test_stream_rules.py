@@ -15,6 +15,7 @@ import httpx2
 import pytest
 import uvicorn
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
@@ -187,6 +188,19 @@ async def test_the_topic_becomes_what_the_store_says_whoever_died_or_wrote_late(
     await write(broker, "other", b"no rule")
     await publisher.publish()
     assert await published(broker) == {"hot": (stored.version, {"rule_id": "hot"})}
+
+
+async def test_a_topic_that_was_lost_is_made_and_filled_again(rules: Gate, broker: Broker) -> None:
+    assert (await post(rules, GOOD)).status_code == 201
+    before = await published(broker)
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.delete_topics([TOPIC])
+    finally:
+        await admin.close()
+    await rules.client.publisher.publish()  # type: ignore[attr-defined]
+    assert await published(broker) == before
 
 
 REFUSED: list[tuple[dict[str, Any], int, str, str | None]] = [
