@@ -62,8 +62,9 @@ def build_app(settings: Settings) -> Any:
         topic_allow_declare=False,
         topic_disable_leader=True,
         consumer_auto_offset_reset="earliest",
-        # The embedded broker never evicts a dead member; under a fixed name its successor takes its place.
-        consumer_group_instance_id=worker_id if kafka.embedded else None,
+        # The embedded broker never evicts a dead member, and gives partitions to nobody while one it knows is missing;
+        # under a name that all have, whoever comes next takes its place.
+        consumer_group_instance_id=APP_ID if kafka.embedded else None,
         broker_session_timeout=_SESSION_TIMEOUT_S,
         broker_heartbeat_interval=_HEARTBEAT_S,
         broker_max_poll_records=_MAX_POLL_RECORDS,

@@ -31,7 +31,7 @@ def run_workers(settings: Settings, count: int, config_file: Path | None) -> Non
     """
     if settings.cloud.kafka.embedded:
         raise ConfigurationError(
-            "the bundled broker never forgets a worker, and waits for one that has ended: fewer would read nothing",
+            "the bundled broker has room for one worker: it never forgets one, and waits for it when it has ended",
             remedy="use Apache Kafka for several workers, or leave out --workers",
         )
     run_room("streams-check", "streams", settings)

@@ -63,7 +63,7 @@ def test_what_nobody_has_read_waits_and_a_worker_makes_an_end_of_it(at_the_stage
     stage.publish(singles(rows))
     report = ask()
     assert report["lag"] == len(rows)
-    # It knows the worker by a fixed name, under which it may come back: that of other tests.
+    # It knows the worker by a fixed name, under which the next one comes.
     (reader,) = report["members"]
     shown = CliRunner().invoke(app, ["streams", "lag"]).output
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]

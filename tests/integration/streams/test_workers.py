@@ -117,7 +117,7 @@ def refusal(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Prim
 @on_apache_kafka
 def test_what_no_worker_could_work_with_is_told_at_once(refusal: Callable[..., PrimeSparkError], stage: Stage) -> None:
     error = refusal(PRIMESPARK_CLOUD__KAFKA__EMBEDDED="true")
-    assert (type(error), "never forgets a worker" in error.message) == (ConfigurationError, True)
+    assert (type(error), "has room for one worker" in error.message) == (ConfigurationError, True)
     error = refusal(PRIMESPARK_CLOUD__STREAMS__PORT="65535")
     assert (type(error), "from port 65535" in error.message) == (ConfigurationError, True)
     with socket.socket() as taken:
