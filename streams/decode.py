@@ -1,4 +1,4 @@
-"""Messages to batches of rows: one JSON record, or zstd-compressed JSON lines, as the header `content-type` says.
+"""Messages to batches of rows: one JSON record, zstd-compressed JSON lines, or Arrow, as header `content-type` says.
 
 A message is taken whole or not at all: what is said here to be malformed goes to the dead-letter topic as it came.
 Each is parsed by itself, so none can reach beyond its bounds; to join them first would not be faster.
@@ -17,6 +17,7 @@ from pydantic_core import from_json
 from primespark.core.encoding import JSON_LINES_ZSTD, decompress
 from primespark.errors import InvalidInputError, MalformedError, TooLargeError, UnsupportedMediaError
 from primespark.windows.records import Batch
+from streams.arrow import ARROW_STREAM, rows_of
 
 JSON_RECORD = "application/json"
 MAX_DECODED_BYTES = 16 * 1024 * 1024
@@ -95,15 +96,21 @@ def decode(
     by_name = dict(headers or ())
     content_type = _text(by_name, "content-type") or JSON_RECORD
     if content_type == JSON_RECORD:
-        lines = [value]
+        rows = [_row(value)]
     elif content_type == JSON_LINES_ZSTD:
-        lines = [line for line in decompress(value, MAX_DECODED_BYTES).split(b"\n") if line.strip()]
+        rows = _rows_of_lines(decompress(value, MAX_DECODED_BYTES))
+    elif content_type == ARROW_STREAM:
+        rows = rows_of(value, max_rows=MAX_ROWS, max_bytes=MAX_DECODED_BYTES, max_record_bytes=MAX_RECORD_BYTES)
     else:
         raise UnsupportedMediaError(f"content type {content_type[:80]!r}")
+    return Batch(topic, partition, offset, rows, log_seq=_log_seq(by_name), at_ms=at_ms)
+
+
+def _rows_of_lines(text: bytes) -> list[dict[str, Any]]:
+    lines = [line for line in text.split(b"\n") if line.strip()]
     if len(lines) > MAX_ROWS:
         raise TooLargeError(f"more than {MAX_ROWS} records")
-    rows = [_row(line) for line in lines]
-    return Batch(topic, partition, offset, rows, log_seq=_log_seq(by_name), at_ms=at_ms)
+    return [_row(line) for line in lines]
 
 
 def _row(line: bytes) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from primespark.core.encoding import compress
 from tests.helpers import wait_until
 from tests.integration.streams.stage import DEVICES, START_MS, Sent, Stage, averages, equals, recording, singles
+from tests.unit.streams.test_arrow import stream
 
 
 def test_windows_equal_a_recomputation_and_the_worker_stops_with_status_0(stage: Stage) -> None:
@@ -48,9 +50,12 @@ def test_batches_and_single_records_are_the_same(stage: Stage) -> None:
     batches = []
     for number, device in enumerate(DEVICES):
         own = [row for row in rows if row["device_id"] == device]
-        lines = "\n".join(map(json.dumps, own)).encode()
-        headers = (("content-type", b"application/x-ndjson+zstd"), ("log_seq", str(number + 1).encode()))
-        batches.append(Sent(compress(lines), number % 3, headers))
+        if number < 3:
+            kind, value = b"application/x-ndjson+zstd", compress("\n".join(map(json.dumps, own)).encode())
+        else:
+            kind, value = b"application/vnd.apache.arrow.stream", stream(pa.Table.from_pylist(own), "lz4")
+        headers = (("content-type", kind), ("log_seq", str(number + 1).encode()))
+        batches.append(Sent(value, number % 3, headers))
     stage.publish(batches)
     stage.start()
     wait_until(lambda: equals(stage, averages(rows)), 30)
