@@ -71,6 +71,10 @@ def test_a_rule_is_added_kept_over_a_kill_changed_and_deleted(stage: Stage) -> N
     worker = stage.start_ready()
     wait_until(lambda: counted(stage, rule_id) == counts([*added, *over_kill]))
 
+    # Before it began to read, or it would have read on without the rule's windows.
+    log = worker.log.read_text()
+    assert log.rindex('"rule_taken_up"') < log.rindex('"stream_worker_starting"')
+
     told_before = told(worker, "rule_taken_up", rule_id)
     say(stage, rule_id, 2, aggregation_function="sum", value_field="cpu_percent")
     wait_until(lambda: told(worker, "rule_taken_up", rule_id) == told_before + 1)
