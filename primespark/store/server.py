@@ -60,6 +60,14 @@ def begin_epoch(connection: Connection, now: datetime, why: str) -> int:
         text("SELECT setval(pg_get_serial_sequence('sync.log', 'log_seq'), :next)"),
         {"next": max(sync_log.newest(connection), epoch * LOG_ROWS_PER_EPOCH)},
     )
+    # Nor does a version of a rule come again, by which somebody may know it who read it before.
+    connection.execute(
+        text(
+            "SELECT setval('control.stream_rule_version', greatest(:floor, (SELECT last_value FROM"
+            " control.stream_rule_version)))"
+        ),
+        {"floor": epoch * LOG_ROWS_PER_EPOCH},
+    )
     return epoch
 
 

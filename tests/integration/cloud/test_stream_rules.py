@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import uvicorn
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
 from primespark.cli.main import app
@@ -24,7 +25,7 @@ from primespark.cloud.main import build, build_app
 from primespark.cloud.rule_publisher import RulePublisher, ensure_rules_topic
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.settings import load_settings
-from primespark.store import access, stream_rules
+from primespark.store import access, server, stream_rules
 from tests.integration.cloud.test_gate import Gate, batch, fact, gate
 from tests.kafka.brokers import Broker
 
@@ -137,10 +138,10 @@ async def test_a_rule_is_added_changed_and_deleted_and_the_topic_says_so_each_ti
 async def listening(gate: Gate) -> AsyncIterator[int]:
     """The cloud at a port of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(gate.client._transport.app, lifespan="off", log_level="error"))  # type: ignore[attr-defined]
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        shell = uvicorn.Server(uvicorn.Config(gate.client._transport.app, lifespan="off", log_level="error"))  # type: ignore[attr-defined]
+        serving = asyncio.create_task(shell.serve(sockets=[listener]))
         yield listener.getsockname()[1]
-        server.should_exit = True
+        shell.should_exit = True
         await serving
 
 
@@ -284,3 +285,20 @@ async def test_a_dry_run_says_what_the_newest_facts_make_of_a_rule_and_stores_no
     refused = await gate.client.post(f"{PATH}/dry-run", json={**rule, "source_topic": "x"}, headers=gate.admin)
     assert (refused.status_code, refused.json()["code"]) == (422, "topic_not_kept")
     assert gate.count("control.stream_rule") == 0
+
+
+async def test_a_store_restored_from_a_backup_gives_no_version_again(gate: Gate) -> None:
+    def put(connection: Any, name: str) -> int:
+        return stream_rules.put(connection, "hot", {"name": name}, "x", lambda _: None, most=9)[0].version
+
+    def restored(connection: Any) -> int:
+        connection.execute(text("SELECT setval('control.stream_rule_version', 1)"))
+        return server.begin_epoch(connection, utc_now(), "test")
+
+    versions = [await gate.cloud.transact(partial(put, name=name)) for name in ("a", "b", "c")]
+    epochs = []
+    for name in ("d", "e"):
+        epochs.append(await gate.cloud.transact(restored))
+        versions.append(await gate.cloud.transact(partial(put, name=name)))
+    assert versions == sorted(set(versions))
+    assert epochs[1] > epochs[0]
