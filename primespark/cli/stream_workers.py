@@ -7,10 +7,9 @@ import contextlib
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from primespark.cli.services import run_room
 from primespark.cli.up import stop_event
+from primespark.core.logging import configure_logging, get_logger
 from primespark.core.settings import Settings
 from primespark.embedded.ports import choose_port, url_on
 from primespark.embedded.probes import http_answers
@@ -19,7 +18,7 @@ from primespark.errors import ConfigurationError, UnavailableError
 
 _HIGHEST_PORT = 65535
 
-console = Console(stderr=True)
+log = get_logger(__name__)
 
 
 def run_workers(settings: Settings, count: int, config_file: Path | None) -> None:
@@ -34,6 +33,8 @@ def run_workers(settings: Settings, count: int, config_file: Path | None) -> Non
             "the bundled broker has room for one worker: it never forgets one, and waits for it when it has ended",
             remedy="use Apache Kafka for several workers, or leave out --workers",
         )
+    # What it says stands between the lines of the workers, in the same form.
+    configure_logging(settings.global_, "streams")
     run_room("streams-check", "streams", settings)
     services = [_service(settings, index, port, config_file) for index, port in enumerate(_ports(settings, count))]
     asyncio.run(_run(services))
@@ -57,8 +58,7 @@ async def _run(services: list[Service]) -> None:
 
 
 def _tell(name: str, state: State) -> None:
-    if state in {State.READY, State.RESTARTING, State.FAILED}:
-        console.print(f"{name} {state}", markup=False, highlight=False)
+    log.info("worker_state", worker=name, state=state.value)
 
 
 def _service(settings: Settings, index: int, port: int, config_file: Path | None) -> Service:

@@ -27,7 +27,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from tests.helpers import wait_until
-from tests.kafka.brokers import Broker, free_port
+from tests.kafka.brokers import Broker, free_port, free_ports
 
 PARTITIONS = 3
 START_MS = 1_790_000_040_000
@@ -128,9 +128,9 @@ class Stage:
             "PRIMESPARK_CLOUD__STREAMS__RULES_FILE": str(self._folder / "rules.yaml"),
         }
 
-    def start(self, worker_id: str = "worker-0", *arguments: str) -> Worker:
-        """A worker, which may not be ready yet; `arguments` of its command."""
-        port = free_port()
+    def start(self, worker_id: str = "worker-0", *arguments: str, ports: int = 1) -> Worker:
+        """A worker, which may not be ready yet; `arguments` of its command, which listens on so many `ports`."""
+        port = free_port() if ports == 1 else free_ports(ports)
         environment = {
             **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
             **self.environment,

@@ -66,7 +66,7 @@ def test_workers_share_the_partitions_and_one_that_is_killed_comes_back(stage: S
     assert readers() == [(0, None, None)] * 3
     rows = recording(DEVICES, minutes=60)
     half = len(rows) // 2
-    pool = stage.start("pool", "--workers", "2")
+    pool = stage.start("pool", "--workers", "2", ports=2)
     pages = [page_of(pool, index) for index in range(2)]
     wait_until(lambda: all(page.is_ready for page in pages), 40)
     wait_until(lambda: assignments(pool) == [1, 2], 20)
@@ -90,6 +90,8 @@ def test_workers_share_the_partitions_and_one_that_is_killed_comes_back(stage: S
     status, took_s = pool.stop()
     assert (status, took_s < 6) == (0, True)
     assert not any(map(psutil.pid_exists, processes))
+    said = [json.loads(line) for line in pool.log.read_text().splitlines()]
+    assert {line["worker"] for line in said if line["event"] == "worker_state"} == {"pool-0", "pool-1"}
     assert readers() == [(0, each, None)] * 3
     assert "try: primespark streams" in lag()
 
