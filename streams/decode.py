@@ -30,6 +30,8 @@ _MAX_LOG_SEQ_DIGITS = 19
 _ROWS_AT_ONCE = 4_000
 # A small message can unpack to much that has no rows.
 _DECODE_AT_ONCE_S = 0.025
+# Of a single record that the relay did not publish.
+_PLAIN_HEADERS = ((), (("content-type", JSON_RECORD.encode()),))
 
 Headers = Iterable[tuple[str, bytes]]
 
@@ -68,19 +70,41 @@ def portions(topic: str, partition: int, records: Iterable[Record]) -> Iterator[
     portion: list[Batch | Poison] = []
     rows, until = 0, time.monotonic() + _DECODE_AT_ONCE_S
     for record in records:
-        try:
-            batch = decode(topic, partition, record.offset, record.value, record.headers, record.timestamp)
-        except InvalidInputError as error:
-            portion.append(Poison(record.offset, record.value or b"", error))
-        else:
+        batch = _plain(topic, partition, record) if record.headers in _PLAIN_HEADERS else None
+        if batch is not None:
             portion.append(batch)
-            rows += len(batch.rows)
+            rows += 1
+            if rows < _ROWS_AT_ONCE:
+                continue
+        else:
+            taken = _whole(topic, partition, record)
+            portion.append(taken)
+            rows += len(taken.rows) if isinstance(taken, Batch) else 1
         if rows >= _ROWS_AT_ONCE or time.monotonic() > until:
             yield portion
             portion = []
             rows, until = 0, time.monotonic() + _DECODE_AT_ONCE_S
     if portion:
         yield portion
+
+
+def _plain(topic: str, partition: int, record: Record) -> Batch | None:
+    """The one row of a message like most; None if it is one that is to be looked at closely."""
+    value = record.value
+    if not value or len(value) > MAX_RECORD_BYTES:
+        return None
+    try:
+        row = from_json(value, allow_inf_nan=False)
+    except ValueError:
+        return None
+    return Batch(topic, partition, record.offset, (row,), None, record.timestamp) if type(row) is dict else None
+
+
+def _whole(topic: str, partition: int, record: Record) -> Batch | Poison:
+    try:
+        return decode(topic, partition, record.offset, record.value, record.headers, record.timestamp)
+    except InvalidInputError as error:
+        return Poison(record.offset, record.value or b"", error)
 
 
 def decode(
