@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,14 @@ class Chunk:
         limits: Flags = times - ahead_ms <= np.array(moments, np.int64)[self.message]
         return limits
 
+    def _field(self, field: str) -> list[Any]:
+        try:
+            return list(map(itemgetter(field), self.rows))
+        except KeyError:
+            return [row.get(field) for row in self.rows]
+
     def _read_times(self) -> tuple[Integers, Flags]:
-        given = [row.get("ts") for row in self.rows]
+        given = self._field("ts")
         if set(map(type, given)) == {int}:
             try:
                 times = np.array(given, np.int64)
@@ -112,7 +119,7 @@ class Chunk:
     def _read_numbers(self, field: str | None) -> tuple[Floats, Flags]:
         if field is None:
             return np.ones(self.size), np.ones(self.size, np.bool_)
-        given = [row.get(field) for row in self.rows]
+        given = self._field(field)
         if set(map(type, given)) <= {int, float}:
             try:
                 numbers = np.array(given, np.float64)
@@ -126,7 +133,7 @@ class Chunk:
     def _read_groups(self, fields: Sequence[str]) -> Groups:
         if len(fields) == 1:
             (field,) = fields
-            given = [row.get(field) for row in self.rows]
+            given = self._field(field)
             if set(map(type, given)) == {str}:
                 codes, texts = _encode(given)
                 return _usable(codes, [group_of({field: text}, fields) for text in texts])
@@ -136,9 +143,9 @@ class Chunk:
 
 def _encode(given: Sequence[Any]) -> tuple[Integers, list[Any]]:
     """Numbers for equal values in order of appearance, and the values."""
-    seen: dict[Any, int] = {}
-    codes = np.array([seen.setdefault(value, len(seen)) for value in given], np.int64)
-    return codes, list(seen)
+    values = list(dict.fromkeys(given))
+    numbers = {value: number for number, value in enumerate(values)}
+    return np.array(list(map(numbers.__getitem__, given)), np.int64), values
 
 
 def _usable(codes: Integers, names: list[tuple[str, ...] | None]) -> Groups:
