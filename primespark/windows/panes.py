@@ -57,12 +57,13 @@ class PaneShape:
 class PaneWindows:
     """The windows of one group; see `firing.GroupWindows`."""
 
-    __slots__ = ("_panes", "_revisions", "_shape", "_watermark", "due")
+    __slots__ = ("_panes", "_revisions", "_shape", "_waiting", "_watermark", "due")
 
     def __init__(self, shape: PaneShape) -> None:
         self._shape = shape
         self._panes: dict[int, Aggregate] = {}
-        # Of windows that have fired; one with panes that is not here has not yet, or is forgotten.
+        # Windows that have not fired yet, and those that have; one with panes that is in neither is forgotten.
+        self._waiting: set[int] = set()
         self._revisions: dict[int, int] = {}
         self._watermark = NEVER
         self.due = FOREVER
@@ -89,6 +90,7 @@ class PaneWindows:
             if start in self._revisions:
                 fired.append(self._say(start))
             else:
+                self._waiting.add(start)
                 self.due = min(self.due, start + shape.size)
         return fired, len(taken) < len(windows)
 
@@ -99,29 +101,21 @@ class PaneWindows:
             known.merge(aggregate)
             return
         self._panes[pane] = aggregate
-        self.due = min(self.due, self._shape.windows_of(pane)[0] + self._shape.size)
+        windows = self._shape.windows_of(pane)
+        self._waiting.update(windows)
+        self.due = min(self.due, windows[0] + self._shape.size)
 
     def fire(self, watermark: int) -> Iterator[Fired]:
         """What fires when the watermark is there; what is too old for any record is forgotten."""
         if watermark < self.due:
             return
-        shape, before = self._shape, self._watermark
-        self._watermark = max(before, watermark)
-        starts = sorted({start for pane in self._panes for start in shape.windows_of(pane)})
-        self.due = FOREVER
-        for start in starts:
-            end = start + shape.size
-            # A pane may outlive windows over it, for those that end later.
-            if shape.is_forgotten(start, before):
-                continue
-            if start not in self._revisions and watermark >= end:
-                yield self._say(start)
-            if shape.is_forgotten(start, watermark):
-                self._revisions.pop(start, None)
-            else:
-                self.due = min(self.due, self._due(start))
-        for pane in [pane for pane in self._panes if shape.is_forgotten(shape.windows_of(pane)[-1], watermark)]:
-            del self._panes[pane]
+        self._watermark = max(self._watermark, watermark)
+        size = self._shape.size
+        for start in sorted([start for start in self._waiting if start + size <= watermark]):
+            self._waiting.discard(start)
+            yield self._say(start)
+        self._forget(watermark)
+        self.due = self._next_due()
 
     def open_at(self, watermark: int) -> int:
         """How many windows have records, and have not fired."""
@@ -148,16 +142,31 @@ class PaneWindows:
         self._panes = {start: Aggregate.from_state(saved) for start, *saved in panes}
         self._revisions = dict(revisions)
         starts = {start for pane in self._panes for start in shape.windows_of(pane)}
-        kept = (start for start in starts if not shape.is_forgotten(start, self._watermark))
-        self.due = min(map(self._due, kept), default=FOREVER)
+        self._waiting = {
+            start for start in starts if start not in self._revisions and not shape.is_forgotten(start, self._watermark)
+        }
+        self.due = self._next_due()
         return self
 
-    def _due(self, start: int) -> int:
+    def _forget(self, watermark: int) -> None:
+        """Drop windows that take no record any more, and panes that no other window is over."""
+        shape = self._shape
+        old = [start for start in self._revisions if shape.is_forgotten(start, watermark)]
+        if not old:
+            return
+        for start in old:
+            del self._revisions[start]
+        # A pane may outlive windows over it, for those that end later.
+        for pane in [pane for pane in self._panes if shape.is_forgotten(shape.windows_of(pane)[-1], watermark)]:
+            del self._panes[pane]
+
+    def _next_due(self) -> int:
         """The watermark at which a window next fires or is forgotten."""
-        end, lateness = start + self._shape.size, self._shape.lateness
-        if start not in self._revisions:
-            return end
-        return FOREVER if lateness is None else end + lateness
+        size, lateness = self._shape.size, self._shape.lateness
+        due = min(self._waiting) + size if self._waiting else FOREVER
+        if self._revisions and lateness is not None:
+            due = min(due, min(self._revisions) + size + lateness)
+        return due
 
     def _say(self, start: int) -> Fired:
         shape = self._shape
