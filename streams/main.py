@@ -21,6 +21,7 @@ from primespark.windows.rules import AggregationRule
 
 _STOP_TIMEOUT_S = 2.0
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
+_MAX_BATCH_BYTES = 128 * 1024
 
 log = get_logger(__name__)
 
@@ -117,8 +118,12 @@ async def serve(
     engine = WindowEngine(rules)
     store = PostgresStore(settings.require_store_url())
     await ensure_topics(kafka, engine.source_topics, engine.target_topics)
-    servers = require_bootstrap_servers(kafka)
-    producer = AIOKafkaProducer(bootstrap_servers=servers, client_id="primespark-streams", enable_idempotence=True)
+    producer = AIOKafkaProducer(
+        bootstrap_servers=require_bootstrap_servers(kafka),
+        client_id="primespark-streams",
+        enable_idempotence=True,
+        max_batch_size=_MAX_BATCH_BYTES,
+    )
     await producer.start()
     try:
         source = FaustSource()

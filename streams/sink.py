@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.partitioner import DefaultPartitioner
+from pydantic_core import to_json
 
 from primespark.windows.engine import Output
 from primespark.windows.results import WindowResult
@@ -24,6 +26,8 @@ _MAX_DEAD_LETTER_BYTES = 900_000
 _ROWS_PER_STATEMENT = 1000
 # A thread that waits for a lock cannot be cancelled, and would keep the process from ending.
 _STATEMENT_TIMEOUT_MS = 5000
+
+_PARTITIONER = DefaultPartitioner()
 
 Message = tuple[str, bytes, bytes, list[tuple[str, bytes]]]
 
@@ -83,14 +87,31 @@ class Sink:
 
     async def deliver(self, outgoing: Outgoing) -> None:
         """Publish and store all of it; an error leaves it to be delivered again, whole."""
-        acknowledgements = [
-            await self._producer.send(topic, value, key=key, headers=headers)
-            for topic, key, value, headers in to_messages(outgoing)
-        ]
-        await asyncio.gather(*acknowledgements)
+        await self._publish(to_messages(outgoing))
         newest = {result.key: result for _topic, result in outgoing.results}
         if newest:
             await asyncio.to_thread(self._store.upsert, list(newest.values()))
+
+    async def _publish(self, messages: Iterable[Message]) -> None:
+        """In batches of our own: a call for each message costs five times as much."""
+        producer = self._producer
+        open_batches: dict[tuple[str, int], Any] = {}
+        acknowledgements = []
+        partitions: dict[str, list[int]] = {}
+        for topic, key, value, headers in messages:
+            if topic not in partitions:
+                partitions[topic] = sorted(await producer.partitions_for(topic))
+            place = topic, _PARTITIONER(key, partitions[topic], partitions[topic])
+            batch = open_batches.get(place)
+            if batch is None or batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                if batch is not None:
+                    acknowledgements.append(await producer.send_batch(batch, topic, partition=place[1]))
+                # Of one message it takes any size.
+                batch = open_batches[place] = producer.create_batch()
+                batch.append(timestamp=None, key=key, value=value, headers=headers)
+        for (topic, partition), batch in open_batches.items():
+            acknowledgements.append(await producer.send_batch(batch, topic, partition=partition))
+        await asyncio.gather(*acknowledgements)
 
 
 class PostgresStore:
@@ -129,11 +150,18 @@ def to_messages(outgoing: Outgoing) -> list[Message]:
     as_json = ("content-type", b"application/json")
     messages: list[Message] = []
     for topic, result in outgoing.results:
-        messages.append((topic, result.key.encode(), _json(result.to_message()), [as_json]))
+        messages.append((topic, result.key.encode(), to_json(result.to_message()), [as_json]))
     for late in outgoing.late:
         batch = late.batch
         key = f"{late.rule.rule_id}|{batch.topic}|{batch.partition}|{batch.offset}|{late.index}"
-        messages.append((late.rule.late_topic, key.encode(), _json(batch.rows[late.index]), [as_json]))
+        messages.append(
+            (
+                late.rule.late_topic,
+                key.encode(),
+                json.dumps(batch.rows[late.index], separators=(",", ":")).encode(),
+                [as_json],
+            )
+        )
     for letter in outgoing.dead:
         headers = {
             "code": letter.code,
@@ -147,7 +175,3 @@ def to_messages(outgoing: Outgoing) -> list[Message]:
         encoded = [(name, text.encode()) for name, text in headers.items()]
         messages.append((DEAD_LETTER_TOPIC, key.encode(), letter.value[:_MAX_DEAD_LETTER_BYTES], encoded))
     return messages
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
