@@ -22,7 +22,7 @@ APP_ID = "primespark-streams"
 # A worker that was killed holds its partitions until its session ends.
 _SESSION_TIMEOUT_S = 10.0
 _HEARTBEAT_S = 2.0
-_MAX_POLL_RECORDS = 5_000
+_MAX_POLL_RECORDS = 10_000
 # Beyond, nothing more is fetched; each is 1 MB at most.
 _MAX_WAITING_CHUNKS = 8
 

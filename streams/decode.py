@@ -16,7 +16,7 @@ from pydantic_core import from_json
 
 from primespark.core.encoding import JSON_LINES_ZSTD, decompress
 from primespark.errors import InvalidInputError, MalformedError, TooLargeError, UnsupportedMediaError
-from primespark.windows.records import Batch
+from primespark.windows.records import Batch, Messages, Singles
 from streams.arrow import ARROW_STREAM, rows_of
 
 JSON_RECORD = "application/json"
@@ -65,14 +65,19 @@ class Poison:
     error: InvalidInputError
 
 
-def portions(topic: str, partition: int, records: Iterable[Record]) -> Iterator[list[Batch | Poison]]:
+def portions(topic: str, partition: int, records: Iterable[Record]) -> Iterator[list[Messages | Poison]]:
     """The messages in order, as many at a time as go without a pause; each is decoded when its portion is asked for."""
-    portion: list[Batch | Poison] = []
+    portion: list[Messages | Poison] = []
+    singles = Singles(topic, partition)
     rows, until = 0, time.monotonic() + _DECODE_AT_ONCE_S
     for record in records:
-        batch = _plain(topic, partition, record) if record.headers in _PLAIN_HEADERS else None
-        if batch is not None:
-            portion.append(batch)
+        row = _plain(record.value) if record.headers in _PLAIN_HEADERS else None
+        if row is not None:
+            if not singles.rows:
+                portion.append(singles)
+            singles.rows.append(row)
+            singles.offsets.append(record.offset)
+            singles.moments.append(record.timestamp)
             rows += 1
             if rows < _ROWS_AT_ONCE:
                 continue
@@ -80,24 +85,24 @@ def portions(topic: str, partition: int, records: Iterable[Record]) -> Iterator[
             taken = _whole(topic, partition, record)
             portion.append(taken)
             rows += len(taken.rows) if isinstance(taken, Batch) else 1
+            singles = Singles(topic, partition)
         if rows >= _ROWS_AT_ONCE or time.monotonic() > until:
             yield portion
-            portion = []
+            portion, singles = [], Singles(topic, partition)
             rows, until = 0, time.monotonic() + _DECODE_AT_ONCE_S
     if portion:
         yield portion
 
 
-def _plain(topic: str, partition: int, record: Record) -> Batch | None:
-    """The one row of a message like most; None if it is one that is to be looked at closely."""
-    value = record.value
+def _plain(value: bytes | None) -> dict[str, Any] | None:
+    """The row of a message like most; None if it is one that is to be looked at closely."""
     if not value or len(value) > MAX_RECORD_BYTES:
         return None
     try:
         row = from_json(value, allow_inf_nan=False)
     except ValueError:
         return None
-    return Batch(topic, partition, record.offset, (row,), None, record.timestamp) if type(row) is dict else None
+    return row if type(row) is dict else None
 
 
 def _whole(topic: str, partition: int, record: Record) -> Batch | Poison:

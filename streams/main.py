@@ -118,8 +118,9 @@ async def serve(
     engine = WindowEngine(rules)
     store = PostgresStore(settings.require_store_url())
     await ensure_topics(kafka, engine.source_topics, engine.target_topics)
+    servers = require_bootstrap_servers(kafka)
     producer = AIOKafkaProducer(
-        bootstrap_servers=require_bootstrap_servers(kafka),
+        bootstrap_servers=servers,
         client_id="primespark-streams",
         enable_idempotence=True,
         max_batch_size=_MAX_BATCH_BYTES,

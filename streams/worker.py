@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 from primespark.core.clock import wall_clock_ms
 from primespark.core.logging import get_logger
 from primespark.windows.engine import Partition, WindowEngine
-from primespark.windows.records import Batch
+from primespark.windows.records import Messages, Singles
 from primespark.windows.rules import AggregationRule
 from streams.contracts import Incoming, ResultSink, Snapshots, Source
 from streams.decode import Poison, portions
@@ -143,7 +143,7 @@ class StreamWorker:
             and self.engine.holds(incoming.topic, incoming.partition)
         )
 
-    async def _is_next(self, incoming: Incoming, first: Batch | Poison) -> bool:
+    async def _is_next(self, incoming: Incoming, first: Messages | Poison) -> bool:
         """False if records between the state and this message were never handed over; they are fetched again.
 
         Around a rebalance a message fetched under the old assignment can arrive first; taking it in would make the
@@ -165,22 +165,22 @@ class StreamWorker:
         await self._source.seek(*key, expected)
         return False
 
-    def _take(self, incoming: Incoming, portion: Iterable[Batch | Poison]) -> None:
-        readable: list[Batch] = []
+    def _take(self, incoming: Incoming, portion: Iterable[Messages | Poison]) -> None:
+        readable: list[Messages] = []
         for message in portion:
-            self.statistics.messages += 1
-            if isinstance(message, Batch):
-                readable.append(message)
-            else:
+            if isinstance(message, Poison):
                 self._process(readable)
                 readable = []
                 self._bury(incoming, message)
+            else:
+                readable.append(message)
         self._process(readable)
 
-    def _process(self, batches: list[Batch]) -> None:
-        if batches:
-            output = self.engine.process_chunk(batches, wall_clock_ms())
-            self.statistics.rows += sum([len(batch.rows) for batch in batches])
+    def _process(self, messages: list[Messages]) -> None:
+        if messages:
+            output = self.engine.process_chunk(messages, wall_clock_ms())
+            self.statistics.messages += sum([len(one.rows) if isinstance(one, Singles) else 1 for one in messages])
+            self.statistics.rows += sum([len(one.rows) for one in messages])
             self.statistics.results += len(output.results)
             self._outgoing.extend(output, self.engine.target_of)
 
@@ -190,6 +190,7 @@ class StreamWorker:
             self.engine.duplicates += 1
             return
         self.engine.skip(topic, partition, offset)
+        self.statistics.messages += 1
         self.statistics.poison += 1
         error = poison.error
         self._outgoing.dead.append(DeadLetter(topic, partition, offset, poison.value, error.code, error.message))

@@ -6,8 +6,10 @@ type, that function is asked.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -15,7 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primespark.windows.filters import Condition
-from primespark.windows.records import EARLIEST_MS, LATEST_MS, Batch, Row, event_time_ms, group_of, number_of
+from primespark.windows.records import (
+    EARLIEST_MS,
+    LATEST_MS,
+    Batch,
+    Messages,
+    Row,
+    Singles,
+    event_time_ms,
+    group_of,
+    number_of,
+)
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -39,18 +51,32 @@ class Chunk:
     """Messages of one partition in order of their offsets, read as columns when a rule first asks for them.
 
     Args:
-        batches: Not empty, with one row at least.
+        messages: With one row at least.
     """
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self.batches = batches
-        self.topic, self.partition = batches[0].topic, batches[0].partition
-        lengths = np.array([len(batch.rows) for batch in batches], np.int64)
-        self.size = int(lengths.sum())
-        self._starts = np.cumsum(lengths) - lengths
-        self.message: Integers = np.repeat(np.arange(len(batches)), lengths)
-        self.offset: Integers = np.array([batch.offset for batch in batches], np.int64)[self.message]
-        self.index: Integers = np.arange(self.size) - self._starts[self.message]
+    def __init__(self, messages: Sequence[Messages]) -> None:
+        self._parts = messages
+        self.topic, self.partition = messages[0].topic, messages[0].partition
+        lengths: list[int] = []
+        offsets: list[int] = []
+        # Of each message; and the number of the first one of each part.
+        self._moments: list[int | None] = []
+        self._firsts: list[int] = []
+        for part in messages:
+            self._firsts.append(len(lengths))
+            if isinstance(part, Singles):
+                lengths += [1] * len(part.rows)
+                offsets += part.offsets
+                self._moments += part.moments
+            else:
+                lengths.append(len(part.rows))
+                offsets.append(part.offset)
+                self._moments.append(part.at_ms)
+        rows = np.array(lengths, np.int64)
+        self.size = int(rows.sum())
+        self._message: Integers = np.repeat(np.arange(len(rows)), rows)
+        self.offset: Integers = np.array(offsets, np.int64)[self._message]
+        self.index: Integers = np.arange(self.size) - (np.cumsum(rows) - rows)[self._message]
         self._rows: list[Row] | None = None
         self._times: tuple[Integers, Flags] | None = None
         self._numbers: dict[str | None, tuple[Floats, Flags]] = {}
@@ -60,12 +86,16 @@ class Chunk:
     def rows(self) -> list[Row]:
         """All rows in order."""
         if self._rows is None:
-            self._rows = [row for batch in self.batches for row in batch.rows]
+            self._rows = list(chain.from_iterable([part.rows for part in self._parts]))
         return self._rows
 
     def place(self, row: int) -> tuple[Batch, int]:
         """The message of a row, and where it is in it."""
-        return self.batches[self.message[row]], int(self.index[row])
+        message = int(self._message[row])
+        number = bisect_right(self._firsts, message) - 1
+        part = self._parts[number]
+        batch = part.batch(message - self._firsts[number]) if isinstance(part, Singles) else part
+        return batch, int(self.index[row])
 
     def times(self) -> tuple[Integers, Flags]:
         """Event times in milliseconds, and which rows have one; see `event_time_ms`."""
@@ -94,8 +124,8 @@ class Chunk:
     def within(self, times: Integers, ahead_ms: int) -> Flags:
         """Which rows are no more than so far ahead of the publication of their message."""
         # A message without a moment of its own has no such bound.
-        moments = [LATEST_MS if batch.at_ms is None else batch.at_ms for batch in self.batches]
-        limits: Flags = times - ahead_ms <= np.array(moments, np.int64)[self.message]
+        moments = [LATEST_MS if moment is None else moment for moment in self._moments]
+        limits: Flags = times - ahead_ms <= np.array(moments, np.int64)[self._message]
         return limits
 
     def _field(self, field: str) -> list[Any]:

@@ -7,12 +7,13 @@ or a relay that publishes again, changes nothing.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from primespark.errors import IntegrityError
-from primespark.windows.records import Batch, Counters
+from primespark.windows.records import Batch, Counters, Messages, Singles, one_by_one
 from primespark.windows.results import WindowResult
 from primespark.windows.rules import AggregationRule
 from primespark.windows.running import LateRecord, RunningRule, firing_order
@@ -140,9 +141,9 @@ class WindowEngine:
         """The lowest offset that is not a duplicate."""
         return self._fences[topic, partition].next_offset
 
-    def process_chunk(self, batches: Sequence[Batch], clock_ms: int) -> Output:
+    def process_chunk(self, messages: Sequence[Messages], clock_ms: int) -> Output:
         """Take in several messages of one partition, at least one, in order of their offsets."""
-        fresh = self._fresh((batches[0].topic, batches[0].partition), batches)
+        fresh = self._fresh((messages[0].topic, messages[0].partition), messages)
         rows = sum([len(batch.rows) for batch in fresh])
         return self._add_columns(fresh, clock_ms) if rows >= self._fewest_columns else self._add_rows(fresh, clock_ms)
 
@@ -208,9 +209,9 @@ class WindowEngine:
             else:
                 rule.restore(partition, state, clock_ms if restart_idle else None)
 
-    def _add_rows(self, batches: list[Batch], clock_ms: int) -> Output:
+    def _add_rows(self, messages: list[Messages], clock_ms: int) -> Output:
         output = Output()
-        for batch in batches:
+        for batch in one_by_one(messages):
             rules = self._by_topic[batch.topic]
             for index, row in enumerate(batch.rows):
                 for rule in rules:
@@ -220,11 +221,11 @@ class WindowEngine:
                         output.late.append(late)
         return output
 
-    def _add_columns(self, batches: list[Batch], clock_ms: int) -> Output:
+    def _add_columns(self, messages: list[Messages], clock_ms: int) -> Output:
         """The same, and in the same order."""
         from primespark.windows.columns import Chunk
 
-        chunk = Chunk(batches)
+        chunk = Chunk(messages)
         results: list[tuple[int, int, WindowResult]] = []
         late: list[tuple[int, int, LateRecord]] = []
         for number, rule in enumerate(self._by_topic[chunk.topic]):
@@ -238,11 +239,19 @@ class WindowEngine:
     def _of_topic(self, topic: str) -> list[int]:
         return [partition for name, partition in self._fences if name == topic]
 
-    def _fresh(self, partition: Partition, batches: Sequence[Batch]) -> list[Batch]:
+    def _fresh(self, partition: Partition, messages: Sequence[Messages]) -> list[Messages]:
         """Those above the fence, which is moved behind them; the others are counted."""
         fence = self._fences[partition]
-        fresh = []
-        for batch in batches:
+        fresh: list[Messages] = []
+        for batch in messages:
+            if isinstance(batch, Singles):
+                known = bisect_left(batch.offsets, fence.next_offset)
+                self.duplicates += known
+                if known < len(batch.offsets):
+                    fence.next_offset = batch.offsets[-1] + 1
+                    self._changed.add(partition)
+                    fresh.append(batch.behind(known) if known else batch)
+                continue
             if batch.offset >= fence.next_offset:
                 fence.next_offset = batch.offset + 1
                 self._changed.add(partition)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 # Years 1 to 9999 less the longest window: every window bound is a time that databases and datetime can hold.
@@ -40,6 +40,56 @@ class Batch:
 
 
 @dataclass(slots=True)
+class Singles:
+    """Messages of one row each in order of their offsets, none of which has a `log_seq`.
+
+    To make a `Batch` of each costs as much as to read it.
+
+    Args:
+        topic: Where the messages were read.
+        partition: Their partition.
+        rows: One of each.
+        offsets: Of each.
+        moments: When each was published; see `Batch.at_ms`.
+    """
+
+    topic: str
+    partition: int
+    rows: list[Row] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    moments: list[int | None] = field(default_factory=list)
+
+    @property
+    def offset(self) -> int:
+        """Of the first."""
+        return self.offsets[0]
+
+    def batch(self, place: int) -> Batch:
+        """One of them by itself."""
+        return Batch(
+            self.topic, self.partition, self.offsets[place], [self.rows[place]], at_ms=self.moments[place]
+        )  # fmt: skip
+
+    def behind(self, count: int) -> Singles:
+        """Those that follow the first so many."""
+        return Singles(
+            self.topic, self.partition, self.rows[count:], self.offsets[count:], self.moments[count:]
+        )  # fmt: skip
+
+
+Messages = Batch | Singles
+
+
+def one_by_one(messages: Iterable[Messages]) -> Iterator[Batch]:
+    """Each message by itself."""
+    for message in messages:
+        if isinstance(message, Batch):
+            yield message
+        else:
+            yield from map(message.batch, range(len(message.rows)))
+
+
+@dataclass(slots=True)
 class Counters:
     """What a rule skipped, and why."""
 
@@ -62,8 +112,8 @@ def group_of(row: Row, fields: Sequence[str]) -> tuple[str, ...] | None:
     """The texts of the group fields, or None if one is missing, no scalar, or unfit as a key."""
     parts = []
     size = 0
-    for field in fields:
-        value = row.get(field)
+    for name in fields:
+        value = row.get(name)
         if type(value) is str:
             text = value
         elif isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from primespark.windows.columns import Chunk
 from primespark.windows.engine import Output, WindowEngine
 from primespark.windows.quantiles import log_bin
-from primespark.windows.records import Batch, event_time_ms, group_of, number_of
+from primespark.windows.records import Batch, Messages, Singles, event_time_ms, group_of, number_of
 from primespark.windows.rules import AggregationRule
 from primespark.windows.segments import log_bins
 from tests.helpers import rounds
@@ -38,14 +38,11 @@ def _rows(draw: st.DrawFn) -> dict[str, Any]:
     return row
 
 
+_few_rows = st.lists(_rows(), max_size=12) | st.lists(_rows(), min_size=1, max_size=1)
+_messages = st.lists(st.tuples(st.none() | st.integers(0, 40_000), _few_rows), min_size=1, max_size=8)
 _chunks = st.lists(
-    st.tuples(
-        st.sampled_from(PARTITIONS),
-        st.lists(st.tuples(st.none() | st.integers(0, 40_000), st.lists(_rows(), max_size=12)), min_size=1, max_size=4),
-        st.sampled_from([0, 1, 400, 600, 6000]),
-    ),
-    max_size=5,
-)  # fmt: skip
+    st.tuples(st.sampled_from(PARTITIONS), _messages, st.sampled_from([0, 1, 400, 600, 6000])), max_size=5
+)
 
 
 def _run(engine: WindowEngine, chunks: Any, *, at_once: bool) -> list[Output]:
@@ -60,12 +57,30 @@ def _run(engine: WindowEngine, chunks: Any, *, at_once: bool) -> list[Output]:
         for at_ms, rows in messages:
             batches.append(Batch(TOPIC, partition, offsets[partition], rows, at_ms=at_ms))
             offsets[partition] += 1
-        said = (
-            [engine.process_chunk(batches, clock_ms)] if at_once else [engine.process(one, clock_ms) for one in batches]
-        )
+        if at_once:
+            said = [engine.process_chunk(_joined(batches), clock_ms)]
+        else:
+            said = [engine.process(one, clock_ms) for one in batches]
         outputs.append(Output([x for one in said for x in one.results], [x for one in said for x in one.late]))
         outputs.append(engine.tick(clock_ms))
     return outputs
+
+
+def _joined(batches: list[Batch]) -> list[Messages]:
+    """Messages of one row as singles."""
+    found: list[Messages] = []
+    for batch in batches:
+        if len(batch.rows) != 1:
+            found.append(batch)
+            continue
+        if not (found and isinstance(found[-1], Singles)):
+            found.append(Singles(batch.topic, batch.partition))
+        singles = found[-1]
+        assert isinstance(singles, Singles)
+        singles.rows.append(batch.rows[0])
+        singles.offsets.append(batch.offset)
+        singles.moments.append(batch.at_ms)
+    return found
 
 
 @settings(max_examples=rounds(150, 6000))
@@ -99,7 +114,8 @@ def _assert_alike(told: Output, expected: Output) -> None:
     fields=st.sampled_from([["device_id"], ["cpu_percent"], ["device_id", "ts"], []]),
 )
 def test_a_column_says_what_is_said_of_each_row(rows: list[dict[str, Any]], fields: list[str]) -> None:
-    chunk = Chunk([Batch(TOPIC, 0, 0, rows[:7]), Batch(TOPIC, 0, 5, rows[7:])])
+    first, second = Batch(TOPIC, 0, 0, rows[:7]), Batch(TOPIC, 0, 5, rows[7:])
+    chunk = Chunk([first, second])
     times, has_time = chunk.times()
     numbers, is_number = chunk.numbers("cpu_percent")
     groups = chunk.groups(fields)
@@ -108,7 +124,7 @@ def test_a_column_says_what_is_said_of_each_row(rows: list[dict[str, Any]], fiel
         assert (float(numbers[place]) if is_number[place] else None) == number_of(row, "cpu_percent")
         code = int(groups.codes[place])
         assert (groups.names[code] if code >= 0 else None) == group_of(row, fields)
-        assert chunk.place(place) == ((chunk.batches[0], place) if place < 7 else (chunk.batches[1], place - 7))
+        assert chunk.place(place) == ((first, place) if place < 7 else (second, place - 7))
 
 
 @given(
