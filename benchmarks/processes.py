@@ -68,10 +68,10 @@ async def _is_ready(service: Service) -> bool:
     return await service.is_ready()
 
 
-def wait(condition: Callable[[], bool], log: Path, timeout_s: float = _START_S) -> None:
+def wait(condition: Callable[[], bool], log: Path, timeout_s: float = _START_S, interval_s: float = 0.1) -> None:
     """Return as soon as `condition()` is true; fail with what a process said."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
             raise RuntimeError(f"not ready after {timeout_s:.0f} s: {log.read_text(errors='replace')[-1000:]}")
-        time.sleep(0.1)
+        time.sleep(interval_s)

@@ -220,7 +220,8 @@ class _Worker:
             found[:] = [self._look()]
             return found[0].rows >= count
 
-        processes.wait(is_there, self._log, _LONGEST_S)
+        # To look is work for the worker, too.
+        processes.wait(is_there, self._log, _LONGEST_S, interval_s=0.5)
         return found[0]
 
     def _look(self) -> _Progress:
