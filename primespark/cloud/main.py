@@ -147,6 +147,7 @@ def build_app(cloud: Cloud) -> FastAPI:
     app.add_middleware(LaneByPath)
     app.state.cloud = cloud
     app.state.rule_publisher = publisher
+    # A dry run of a rule takes a processor.
     app.state.trials = asyncio.Semaphore(1)
     return app
 

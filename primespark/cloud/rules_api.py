@@ -15,7 +15,14 @@ from primespark.core.clock import to_rfc3339
 from primespark.core.logging import get_logger
 from primespark.core.web import Principal, Role, read_json, require
 from primespark.core.web.preconditions import check_preconditions, is_unchanged
-from primespark.errors import ConflictError, InvalidInputError, NotFoundError, PreconditionError, UnavailableError
+from primespark.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    OverloadedError,
+    PreconditionError,
+    UnavailableError,
+)
 from primespark.store import outbox, stream_rules
 from primespark.store.outbox import TOPICS
 from primespark.store.stream_rules import StoredRule
@@ -107,10 +114,12 @@ async def dry_run(
             remedy=f"take one of {', '.join(TOPICS.values())}, or try it on a file: primespark streams replay",
             code="topic_not_kept",
         )
-    newest = await cloud.transact(lambda connection: outbox.read_newest(connection, data_class, records))
     partitions = cloud.settings.cloud.kafka.partitions
-    # One at a time: it takes a processor.
-    async with request.app.state.trials:
+    trials: asyncio.Semaphore = request.app.state.trials
+    if trials.locked():
+        raise OverloadedError("another dry run is on its way", remedy="try again in a moment", retry_after_s=2)
+    async with trials:
+        newest = await cloud.transact(lambda connection: outbox.read_newest(connection, data_class, records))
         ends_at = time.monotonic() + _TRIAL_DEADLINE_S
         said = await asyncio.to_thread(
             try_rule, rule, _records(newest, partitions), partitions, lambda: time.monotonic() < ends_at

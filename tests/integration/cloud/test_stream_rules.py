@@ -282,6 +282,9 @@ async def test_a_dry_run_says_what_the_newest_facts_make_of_a_rule_and_stores_no
     newest = await ask({**rule, "filters": [["temperature_c", "!=", 24.0]]}, records=9)
     assert (newest["records"], newest["counters"]["filtered"]) == (9, 1)
     assert minutes(newest) == [(3, 22.0 + 23.0, 2)]
+    async with gate.client._transport.app.state.trials:  # type: ignore[attr-defined]
+        busy = await gate.client.post(f"{PATH}/dry-run", json=rule, headers=gate.admin)
+    assert (busy.status_code, busy.json()["code"]) == (429, "overloaded")
     refused = await gate.client.post(f"{PATH}/dry-run", json={**rule, "source_topic": "x"}, headers=gate.admin)
     assert (refused.status_code, refused.json()["code"]) == (422, "topic_not_kept")
     assert gate.count("control.stream_rule") == 0
