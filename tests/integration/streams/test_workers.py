@@ -32,6 +32,12 @@ def children(worker: Worker) -> set[int]:
     return {child.pid for child in psutil.Process(worker.process.pid).children()}
 
 
+def listening(processes: set[int]) -> set[int]:
+    """The ports that somebody may connect to."""
+    sockets = [socket for process in processes for socket in psutil.Process(process).net_connections("tcp")]
+    return {socket.laddr.port for socket in sockets if socket.status == psutil.CONN_LISTEN}
+
+
 def assignments(worker: Worker) -> list[int]:
     """How many partitions each member of the group got last."""
     last = {}
@@ -87,6 +93,8 @@ def test_workers_share_the_partitions_and_one_that_is_killed_comes_back(stage: S
     assert sorted(names.values()) == [1, 2]
     processes = children(pool)
     assert len(processes) == 2
+    # Faust has pages of its own, which would show tables and agents.
+    assert listening({pool.process.pid, *processes}) == {page.port for page in pages}
     status, took_s = pool.stop()
     assert (status, took_s < 6) == (0, True)
     assert not any(map(psutil.pid_exists, processes))
