@@ -52,11 +52,11 @@ class ResultSink(Protocol):
 class Snapshots(Protocol):
     """What the worker needs of the place snapshots are kept in."""
 
-    async def write(self, snapshot: Mapping[str, Any]) -> int:
-        """Store one durably; returns its size in bytes."""
+    async def write(self, changes: Mapping[str, Any]) -> int:
+        """Store durably what changed in a loaded partition; returns the size in bytes; ConflictError: taken over."""
 
     async def load(self, partitions: Collection[Partition]) -> dict[Partition, dict[str, Any]]:
-        """The last snapshot of each partition that has one."""
+        """Take the partitions over; the last snapshot of each that has one."""
 
     async def first_offset_from(self, topic: str, partition: int, offset: int) -> int | None:
         """The offset of the first record at or after `offset`; None if there is none."""

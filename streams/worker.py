@@ -1,6 +1,6 @@
 """The stream worker without Faust: messages in, results and snapshots out, offsets committed last.
 
-One cycle delivers results (topic, then store), then writes the snapshots of changed partitions, then commits their
+One cycle delivers results (topic, then store), then writes what changed in the state of partitions, then commits their
 offsets. So state may run ahead of commits, never behind; what is read again after a crash is known by the snapshot's
 offset. A change of assignment drops all state in memory and loads it again.
 """
@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 
 from primespark.core.clock import wall_clock_ms
 from primespark.core.logging import get_logger
+from primespark.errors import ConflictError
 from primespark.windows.engine import Partition, WindowEngine
 from primespark.windows.records import Messages, Singles
 from primespark.windows.rules import AggregationRule
@@ -225,17 +226,23 @@ class StreamWorker:
         # No await between these lines: results and snapshot are of one moment.
         outgoing, self._outgoing = self._outgoing, Outgoing()
         changed = self.engine.take_changed() if with_snapshot else []
-        snapshots = [self.engine.snapshot(*partition) for partition in changed]
+        snapshots = [self.engine.take_changes(*partition) for partition in changed]
         epoch = self._epoch
         if len(outgoing):
             await self._retry(lambda: self._sink.deliver(outgoing), epoch)
         self._room.set()
         if snapshots:
-            await self._retry(lambda: self._persist(snapshots), epoch)
+            await self._retry(lambda: self._persist(snapshots, epoch), epoch)
             self._snapshot_due_at = time.monotonic() + SNAPSHOT_INTERVAL_S
 
-    async def _persist(self, snapshots: list[dict[str, Any]]) -> None:
-        sizes = [await self._snapshots.write(snapshot) for snapshot in snapshots]
+    async def _persist(self, snapshots: list[dict[str, Any]], epoch: int) -> None:
+        sizes = []
+        for snapshot in snapshots:
+            if epoch != self._epoch:
+                return  # the partitions were loaded anew meanwhile, and these changes are not of that state
+            sizes.append(await self._snapshots.write(snapshot))
+        if epoch != self._epoch:
+            return
         self.statistics.snapshots += len(sizes)
         self.statistics.snapshot_bytes = max(sizes)
         self.statistics.snapshot_at = time.time()
@@ -254,9 +261,9 @@ class StreamWorker:
                     return  # the cycle before it gave up, and a snapshot now would hide that its results are missing
                 if len(self._outgoing):
                     await self._sink.deliver(self._outgoing)
-                snapshots = [self.engine.snapshot(*partition) for partition in self.engine.take_changed()]
+                snapshots = [self.engine.take_changes(*partition) for partition in self.engine.take_changed()]
                 if snapshots:
-                    await self._persist(snapshots)
+                    await self._persist(snapshots, epoch)
         except Exception as error:  # noqa: BLE001 (whatever failed, the records are read again)
             log.warning("last_cycle_failed", error=str(error))
 
@@ -273,6 +280,8 @@ class StreamWorker:
         while epoch is None or epoch == self._epoch:
             try:
                 await action()
+            except ConflictError:
+                raise  # another worker writes this state: what is in memory here is of no use any more
             except Exception as error:  # noqa: BLE001 (broker, store and driver each have their own tree)
                 self.statistics.failures += 1
                 self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

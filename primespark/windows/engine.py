@@ -177,15 +177,17 @@ class WindowEngine:
 
     def snapshot(self, topic: str, partition: int) -> dict[str, Any]:
         """The whole state of one partition as JSON values."""
-        fence = self._fences[topic, partition]
-        return {
-            "version": SNAPSHOT_VERSION,
-            "topic": topic,
-            "partition": partition,
-            "next_offset": fence.next_offset,
-            "log_seq": fence.log_seq,
-            "rules": {rule.rule.rule_id: rule.snapshot(partition) for rule in self._by_topic.get(topic, ())},
-        }
+        rules = {rule.rule.rule_id: rule.snapshot(partition) for rule in self._by_topic.get(topic, ())}
+        return {**self._head(topic, partition), "rules": rules}
+
+    def take_changes(self, topic: str, partition: int) -> dict[str, Any]:
+        """The same of what changed since this was last called, or since the partition came; then it is forgotten.
+
+        All rules are there, each with its groups that changed, whole, and the names of those that went (`removed`). A
+        group that is not named is as before, unless the rule began anew (`is_whole`) or has another fingerprint.
+        """
+        rules = {rule.rule.rule_id: rule.take_changes(partition) for rule in self._by_topic.get(topic, ())}
+        return {**self._head(topic, partition), "rules": rules}
 
     def restore(self, snapshot: Mapping[str, Any], clock_ms: int, *, restart_idle: bool = False) -> None:
         """Go on from a snapshot; rules it does not know, or knows by another definition, start empty.
@@ -208,6 +210,16 @@ class WindowEngine:
                 rule.assign(partition, clock_ms)
             else:
                 rule.restore(partition, state, clock_ms if restart_idle else None)
+
+    def _head(self, topic: str, partition: int) -> dict[str, Any]:
+        fence = self._fences[topic, partition]
+        return {
+            "version": SNAPSHOT_VERSION,
+            "topic": topic,
+            "partition": partition,
+            "next_offset": fence.next_offset,
+            "log_seq": fence.log_seq,
+        }
 
     def _add_rows(self, messages: list[Messages], clock_ms: int) -> Output:
         output = Output()

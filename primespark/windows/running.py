@@ -6,16 +6,15 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from primespark.windows.aggregates import AggregationFunction
-from primespark.windows.firing import Fired, GroupWindows
-from primespark.windows.panes import PaneShape, PaneWindows
+from primespark.windows.firing import Fired
+from primespark.windows.groups import GroupState, TouchedGroups, new_windows, panes_of, shape_of, to_state
+from primespark.windows.panes import PaneShape
 from primespark.windows.reading import Group, RuleReader
 from primespark.windows.records import Batch, Counters, Row
 from primespark.windows.results import WindowResult
-from primespark.windows.rules import AggregationRule, WindowType
-from primespark.windows.sessions import SessionShape, SessionWindows
+from primespark.windows.rules import AggregationRule
 from primespark.windows.watermark import NEVER, KeyWatermark, PartitionWatermarks
 
 if TYPE_CHECKING:
@@ -44,12 +43,6 @@ class ChunkOutput:
     late: list[tuple[int, LateRecord]] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _GroupState:
-    windows: GroupWindows
-    watermark: KeyWatermark
-
-
 class RunningRule:
     """State and behaviour of one rule over the partitions at hand.
 
@@ -69,10 +62,11 @@ class RunningRule:
         self._reader = RuleReader(rule)
         self.changed: set[int] = set()
         config = rule.window_config
-        self._shape = _shape(rule)
+        self._shape = shape_of(rule)
         self._by_key = config.watermark_scope == "key"
         self._shared = PartitionWatermarks(config.max_out_of_orderness_ms, config.idle_timeout_ms)
-        self._partitions: dict[int, dict[Group, _GroupState]] = {}
+        self._partitions: dict[int, dict[Group, GroupState]] = {}
+        self._touched = TouchedGroups()
 
     @property
     def fingerprint(self) -> str:
@@ -83,11 +77,13 @@ class RunningRule:
     def assign(self, partition: int, clock_ms: int) -> None:
         """Start a partition without history."""
         self._partitions[partition] = {}
+        self._touched.begin(partition)
         self._shared.assign(partition, clock_ms)
 
     def revoke(self, partition: int) -> None:
         """Forget a partition and all its windows."""
         self._partitions.pop(partition, None)
+        self._touched.forget(partition)
         self._shared.revoke(partition)
         self.changed.discard(partition)
 
@@ -144,17 +140,20 @@ class RunningRule:
 
     def snapshot(self, partition: int) -> dict[str, Any]:
         """The state of one partition as JSON values."""
-        groups = [
-            [list(group), state.watermark.value, state.windows.to_state()]
-            for group, state in self._partitions[partition].items()
-        ]
+        groups = [to_state(group, state) for group, state in self._partitions[partition].items()]
         return {"fingerprint": self.fingerprint, "watermark": self._shared.state_of(partition), "groups": groups}
+
+    def take_changes(self, partition: int) -> dict[str, Any]:
+        """The same of groups that differ from when this was last called; the cost is proportional to their number."""
+        taken = self._touched.take(partition, self._partitions[partition])
+        return {"fingerprint": self.fingerprint, "watermark": self._shared.state_of(partition), **taken}
 
     def restore(self, partition: int, state: Mapping[str, Any], active_at_ms: int | None) -> None:
         """Go on from what `snapshot` returned; `active_at_ms` restarts the partition's idle time."""
+        self._touched.forget(partition)
         self._shared.restore(partition, state["watermark"], active_at_ms)
         self._partitions[partition] = {
-            tuple(names): _GroupState(self._windows(saved), self._new_watermark(watermark))
+            tuple(names): GroupState(new_windows(self._shape, saved), self._new_watermark(watermark))
             for names, watermark, saved in state["groups"]
         }
 
@@ -180,12 +179,13 @@ class RunningRule:
                 for number, groups in self._partitions.items()
                 for group, state in groups.items()
             ]
-        late = absorb(ordered, before, self._shape, [_panes(state) for state in states])
+        late = absorb(ordered, before, self._shape, [panes_of(state) for state in states])
         for number, group, state, timeline in turns:
             own = late.get(group, ()) if number == partition else ()
             if not own and timeline.last < state.windows.due:
                 continue
-            for step in play(_panes(state), timeline, ordered, before, own):
+            self._touched.add(number, group)
+            for step in play(panes_of(state), timeline, ordered, before, own):
                 output.results.extend((step.row, result) for result in self._results(group, step.fired))
                 if step.is_late:
                     self.counters.late_dropped += 1
@@ -194,7 +194,7 @@ class RunningRule:
                 del self._partitions[number][group]
         return True
 
-    def _observe_groups(self, ordered: SortedRecords, states: list[_GroupState]) -> tuple[Integers, list[Timeline]]:
+    def _observe_groups(self, ordered: SortedRecords, states: list[GroupState]) -> tuple[Integers, list[Timeline]]:
         """Move each group's watermark; the one at which each row comes, and how each group's rises."""
         floors = [max(state.watermark.value, self._least_watermark) for state in states]
         for state, largest in zip(states, ordered.largest_events(), strict=True):
@@ -234,26 +234,23 @@ class RunningRule:
             fired.sort(key=firing_order)
         return fired, late
 
-    def _state(self, partition: int, group: Group) -> _GroupState:
+    def _state(self, partition: int, group: Group) -> GroupState:
+        """The state of a group, to be changed."""
+        self._touched.add(partition, group)
         groups = self._partitions[partition]
         state = groups.get(group)
         if state is None:
-            state = groups[group] = _GroupState(self._windows(), self._new_watermark(NEVER))
+            state = groups[group] = GroupState(new_windows(self._shape), self._new_watermark(NEVER))
         return state
-
-    def _windows(self, saved: list[Any] | None = None) -> GroupWindows:
-        if isinstance(self._shape, SessionShape):
-            return SessionWindows(self._shape) if saved is None else SessionWindows.from_state(self._shape, saved)
-        return PaneWindows(self._shape) if saved is None else PaneWindows.from_state(self._shape, saved)
 
     def _new_watermark(self, value: int) -> KeyWatermark:
         return KeyWatermark(self.rule.window_config.max_out_of_orderness_ms, value)
 
-    def _watermark(self, partition: int, state: _GroupState) -> int:
+    def _watermark(self, partition: int, state: GroupState) -> int:
         own = state.watermark.value if self._by_key else self._shared.of(partition)
         return own if own > self._least_watermark else self._least_watermark
 
-    def _moves_all(self, partition: int, event_ms: int, clock_ms: int, state: _GroupState) -> bool:
+    def _moves_all(self, partition: int, event_ms: int, clock_ms: int, state: GroupState) -> bool:
         """Move the watermark by a record that was added; whether it is that of all groups."""
         if self._is_manual:
             return False
@@ -271,9 +268,12 @@ class RunningRule:
                     # The watermark is the partition's; by key it would have to be remembered.
                     del groups[group]
 
-    def _fire(self, partition: int, group: Group, state: _GroupState) -> Iterable[WindowResult]:
+    def _fire(self, partition: int, group: Group, state: GroupState) -> Iterable[WindowResult]:
         watermark = self._watermark(partition, state)
-        return self._results(group, state.windows.fire(watermark)) if watermark >= state.windows.due else ()
+        if watermark < state.windows.due:
+            return ()
+        self._touched.add(partition, group)
+        return self._results(group, state.windows.fire(watermark))
 
     def _results(self, group: Group, fired: Iterable[Fired]) -> Iterator[WindowResult]:
         rule = self.rule
@@ -288,21 +288,6 @@ class RunningRule:
                 rule_id=rule.rule_id, group=group, window_start=one.start, window_end=one.end, value=value,
                 count=one.aggregate.count if one.aggregate else 0, kind=one.kind, revision=one.revision,
             )  # fmt: skip
-
-
-def _shape(rule: AggregationRule) -> PaneShape | SessionShape:
-    config = rule.window_config
-    with_quantiles = rule.aggregation_function is AggregationFunction.PERCENTILE
-    if config.window_type is WindowType.SESSION:
-        return SessionShape(config.session_gap_ms, config.allowed_lateness_ms, with_quantiles)
-    return PaneShape(
-        config.size_ms, config.slide_ms, config.offset_ms, config.allowed_lateness_ms, with_quantiles
-    )  # fmt: skip
-
-
-def _panes(state: _GroupState) -> PaneWindows:
-    """The windows of a group whose rule has a shape of panes."""
-    return cast(PaneWindows, state.windows)
 
 
 def firing_order(result: WindowResult) -> tuple[int, int, Group]:

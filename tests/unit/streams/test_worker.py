@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from primespark.errors import ConflictError
 from primespark.windows.engine import Partition, WindowEngine
 from streams.contracts import Incoming
 from streams.decode import Headers
 from streams.sink import Outgoing
+from streams.state import StateLines
 from streams.worker import StreamWorker
 from tests.unit.windows.histories import make_rule
 
@@ -28,7 +31,8 @@ class Log:
         self.generation_id = 1
         self.sought: list[int] = []
         self.committed: dict[Partition, int] = {}
-        self.snapshots: dict[Partition, dict[str, Any]] = {}
+        self.states: defaultdict[Partition, StateLines] = defaultdict(StateLines)
+        self.is_taken_over = False
         self.delivered: dict[str, tuple[float | None, int]] = {}
         self.first = 0
         self.sink_is_broken = False
@@ -54,10 +58,16 @@ class Log:
         for _topic, result in outgoing.results:
             self.delivered[result.key] = (result.value, result.revision)
 
-    async def write(self, snapshot: Mapping[str, Any]) -> int:
+    @property
+    def snapshots(self) -> dict[Partition, dict[str, Any]]:
+        return {key: state.to_snapshot() for key, state in self.states.items()}
+
+    async def write(self, changes: Mapping[str, Any]) -> int:
+        if self.is_taken_over:
+            raise ConflictError("taken over")
         if self.snapshots_are_broken:
             raise OSError("the snapshots are broken")
-        self.snapshots[snapshot["topic"], snapshot["partition"]] = json.loads(json.dumps(snapshot))
+        self.states[changes["topic"], changes["partition"]].apply(StateLines.encode(changes))
         return 1
 
     async def load(self, partitions: Collection[Partition]) -> dict[Partition, dict[str, Any]]:
@@ -187,6 +197,19 @@ async def test_a_snapshot_that_cannot_be_written_is_not_committed_and_is_repeate
         await eventually(lambda: log.committed == {HERE: 1})
 
     await running(worker, body)
+
+
+async def test_a_worker_whose_state_another_writes_ends_and_commits_nothing(log: Log) -> None:
+    worker = new_worker(log)
+    log.is_taken_over = True
+    task = asyncio.create_task(worker.run())
+    await worker.assigned([HERE])
+    await worker.take(message(0, 0))
+    async with asyncio.timeout(5):
+        with pytest.raises(ExceptionGroup):
+            await task
+    await worker.close()
+    assert log.committed == {}
 
 
 async def test_a_stop_persists_what_was_taken_in(log: Log) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from primespark.windows.aggregates import AggregationFunction
-from primespark.windows.engine import Output, WindowEngine
+from primespark.windows.engine import FEWEST_COLUMNS, Output, WindowEngine
 from primespark.windows.records import Batch
 from primespark.windows.rules import AggregationRule, parse_rules
 from tests.unit.windows.oracle import PARTITIONS, Step
@@ -30,8 +30,8 @@ def make_rule(window: dict[str, Any] | None = None, **fields: Any) -> Aggregatio
     return parse_rules([values], "test")[0]
 
 
-def make_engine(*rules: AggregationRule, clock_ms: int = 0) -> WindowEngine:
-    engine = WindowEngine(rules)
+def make_engine(*rules: AggregationRule, clock_ms: int = 0, fewest_columns: int = FEWEST_COLUMNS) -> WindowEngine:
+    engine = WindowEngine(rules, fewest_columns=fewest_columns)
     for partition in PARTITIONS:
         engine.assign(TOPIC, partition, clock_ms)
     return engine

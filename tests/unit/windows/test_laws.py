@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from primespark.windows.results import WindowResult
 from primespark.windows.rules import AggregationRule
+from streams.state import StateLines
 from tests.helpers import rounds
 from tests.unit.windows import oracle, session_oracle
-from tests.unit.windows.histories import Feed, histories, make_engine, reborn, rules
+from tests.unit.windows.histories import TOPIC, Feed, histories, make_engine, reborn, rules
 from tests.unit.windows.oracle import Step
 from tests.unit.windows.session_oracle import SaidOfSession
 
@@ -75,6 +76,33 @@ def test_a_restart_changes_nothing(rule: AggregationRule, history: list[Step], d
         if data.draw(st.booleans()):
             restarted.engine = reborn(restarted.engine, [rule], step.clock_ms)
         assert whole(restarted.step(step).results) == whole(steady.step(step).results)
+
+
+@pytest.mark.prove
+@settings(max_examples=rounds(80, 1600))
+@given(rule=rules(), history=histories(), fewest=st.sampled_from([1, 10**9]), data=st.data())
+def test_changes_added_up_are_the_whole_state(
+    rule: AggregationRule, history: list[Step], fewest: int, data: st.DataObject
+) -> None:
+    feed = Feed(make_engine(rule, fewest_columns=fewest))
+    written = {number: StateLines() for number in range(3)}
+    for step in [*history, None]:
+        if step is None or data.draw(st.booleans()):
+            for _, number in feed.engine.take_changed():
+                written[number].apply(StateLines.encode(feed.engine.take_changes(TOPIC, number)))
+                whole_state = StateLines.encode(feed.engine.snapshot(TOPIC, number)).to_snapshot()
+                assert _by_group(written[number].to_snapshot()) == _by_group(whole_state)
+        if step is not None:
+            if data.draw(st.integers(0, 9)) == 0:
+                feed.engine.remove_rule(rule.rule_id)
+                feed.engine.add_rule(rule, step.clock_ms)
+            feed.step(step)
+
+
+def _by_group(snapshot: dict[str, Any]) -> dict[str, Any]:
+    for rule in snapshot["rules"].values():
+        rule["groups"] = {tuple(names): rest for names, *rest in rule["groups"]}
+    return snapshot
 
 
 @pytest.mark.prove

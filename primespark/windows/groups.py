@@ -1,0 +1,85 @@
+"""What a rule keeps of one group, and the shape of its windows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from primespark.windows.aggregates import AggregationFunction
+from primespark.windows.firing import GroupWindows
+from primespark.windows.panes import PaneShape, PaneWindows
+from primespark.windows.reading import Group
+from primespark.windows.rules import AggregationRule, WindowType
+from primespark.windows.sessions import SessionShape, SessionWindows
+from primespark.windows.watermark import KeyWatermark
+
+
+@dataclass(slots=True)
+class GroupState:
+    """The windows of a group and its watermark, which counts where each group has its own."""
+
+    windows: GroupWindows
+    watermark: KeyWatermark
+
+
+class TouchedGroups:
+    """By partition, the groups that differ from when they were last taken, those forgotten since included."""
+
+    def __init__(self) -> None:
+        self._groups: defaultdict[int, set[Group]] = defaultdict(set)
+        self._new: set[int] = set()
+
+    def begin(self, partition: int) -> None:
+        """A partition starts without history: what was known of it before counts no more."""
+        self._groups.pop(partition, None)
+        self._new.add(partition)
+
+    def forget(self, partition: int) -> None:
+        """A partition goes, or is as it was written."""
+        self._groups.pop(partition, None)
+        self._new.discard(partition)
+
+    def add(self, partition: int, group: Group) -> None:
+        """A group is about to change."""
+        self._groups[partition].add(group)
+
+    def take(self, partition: int, states: Mapping[Group, GroupState]) -> dict[str, Any]:
+        """Those of a partition as JSON values, whose state now is `states`."""
+        touched = self._groups.pop(partition, set())
+        is_whole = partition in self._new
+        self._new.discard(partition)
+        return {
+            "is_whole": is_whole,
+            "groups": [to_state(group, states[group]) for group in touched if group in states],
+            "removed": [list(group) for group in touched if group not in states],
+        }
+
+
+def shape_of(rule: AggregationRule) -> PaneShape | SessionShape:
+    """How the windows of a rule lie."""
+    config = rule.window_config
+    with_quantiles = rule.aggregation_function is AggregationFunction.PERCENTILE
+    if config.window_type is WindowType.SESSION:
+        return SessionShape(config.session_gap_ms, config.allowed_lateness_ms, with_quantiles)
+    return PaneShape(
+        config.size_ms, config.slide_ms, config.offset_ms, config.allowed_lateness_ms, with_quantiles
+    )  # fmt: skip
+
+
+def new_windows(shape: PaneShape | SessionShape, saved: list[Any] | None = None) -> GroupWindows:
+    """Windows of this shape, as `saved` has them or none yet."""
+    if isinstance(shape, SessionShape):
+        return SessionWindows(shape) if saved is None else SessionWindows.from_state(shape, saved)
+    return PaneWindows(shape) if saved is None else PaneWindows.from_state(shape, saved)
+
+
+def panes_of(state: GroupState) -> PaneWindows:
+    """The windows of a group whose rule has a shape of panes."""
+    return cast(PaneWindows, state.windows)
+
+
+def to_state(group: Group, state: GroupState) -> list[Any]:
+    """A group as JSON values: its names, its watermark, its windows."""
+    return [list(group), state.watermark.value, state.windows.to_state()]
