@@ -266,6 +266,7 @@ class RunningRule:
                 yield from self._fire(partition, group, state)
                 if state.windows.is_empty() and not self._by_key:
                     # The watermark is the partition's; by key it would have to be remembered.
+                    self._touched.add(partition, group)
                     del groups[group]
 
     def _fire(self, partition: int, group: Group, state: GroupState) -> Iterable[WindowResult]:

@@ -12,7 +12,7 @@ from primespark.windows.engine import WindowEngine
 from primespark.windows.records import Batch
 from primespark.windows.results import ResultKind, WindowResult
 from tests.unit.windows.histories import TOPIC, Feed, make_engine, make_rule, reborn
-from tests.unit.windows.oracle import Step
+from tests.unit.windows.oracle import PARTITIONS, Step
 
 KEY = {"watermark_scope": "key"}
 Told = tuple[str, int, float | None, int, str, int]
@@ -253,6 +253,18 @@ def test_a_group_without_windows_is_forgotten_where_it_has_no_watermark_of_its_o
     engine.process(Batch(TOPIC, 0, 0, [at(0, device=f"d{number}") for number in range(100)]), 5_000)
     engine.process(Batch(TOPIC, 0, 1, [at(10**6)]), 5_000)
     assert len(engine.snapshot(TOPIC, 0)["rules"]["r"]["groups"]) == 1
+
+
+def test_a_group_that_is_forgotten_without_ever_having_had_a_window_is_told() -> None:
+    engine = make_engine(make_rule({"watermark_scope": "partition", "allowed_lateness_seconds": 0}))
+    for partition in (1, 2):
+        engine.process(Batch(TOPIC, partition, 0, [at(20_000, device=f"d{partition}")]), 0)
+    engine.process(Batch(TOPIC, 0, 0, [at(20_000)]), 0)
+    engine.process(Batch(TOPIC, 0, 1, [at(0, device="late")]), 0)
+    assert ["late"] in [names for names, *_ in engine.take_changes(TOPIC, 0)["rules"]["r"]["groups"]]
+    for partition in PARTITIONS:
+        engine.process(Batch(TOPIC, partition, 2, [at(21_000, device=f"d{partition}")]), 0)
+    assert engine.take_changes(TOPIC, 0)["rules"]["r"]["removed"] == [["late"]]
 
 
 def test_a_result_as_message_and_as_row() -> None:
