@@ -27,7 +27,7 @@ MAX_ROWS = 20_000
 MAX_RECORD_BYTES = 128 * 1024
 _MAX_LOG_SEQ_DIGITS = 19
 # Enough to be taken in as columns at little cost each, few enough for several rules.
-_ROWS_AT_ONCE = 10_000
+_ROWS_AT_ONCE = 5_000
 # A small message can unpack to much that has no rows.
 _DECODE_AT_ONCE_S = 0.025
 # Of a single record that the relay did not publish.
