@@ -6,9 +6,9 @@ import ctypes
 import json
 import os
 import platform
-import sys
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime

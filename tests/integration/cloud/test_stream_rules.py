@@ -159,7 +159,7 @@ async def test_the_example_of_the_documentation_from_a_shell(
         done = await asyncio.to_thread(CliRunner().invoke, app, line.split()[1:])
         assert done.exit_code == 0, done.output or done.exception
         # The cloud logs to the same stream.
-        return "\n".join(said for said in done.output.splitlines() if "[info" not in said)
+        return "\n".join(said for said in done.stdout.splitlines() if "[info" not in said)
 
     async with listening(rules) as port:
         monkeypatch.setenv("PRIMESPARK_CLOUD__PORT", str(port))
