@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from primespark.cloud.main import build, build_app
 from primespark.cloud.rule_publisher import RulePublisher, ensure_rules_topic
 from primespark.core.clock import to_rfc3339, utc_now
 from primespark.core.settings import load_settings
+from primespark.errors import UnavailableError
 from primespark.store import access, server, stream_rules
 from tests.integration.cloud.test_gate import Gate, batch, fact, gate
 from tests.kafka.brokers import Broker
@@ -200,7 +201,12 @@ async def test_a_topic_that_was_lost_is_made_and_filled_again(rules: Gate, broke
         await admin.delete_topics([TOPIC])
     finally:
         await admin.close()
-    await rules.client.publisher.publish()  # type: ignore[attr-defined]
+    # While the broker is still deleting it, who asks is told to ask again.
+    async with asyncio.timeout(90):
+        while True:
+            with suppress(UnavailableError):
+                await rules.client.publisher.publish()  # type: ignore[attr-defined]
+                break
     assert await published(broker) == before
 
 
