@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 
 from tests.helpers import rounds, wait_until
 from tests.integration.streams.stage import DEVICES, Stage, Worker, averages, equals, recording, singles
 
+# Small beside what a worker is given between two kills.
+PIECE = 60
+
 on_apache_kafka = pytest.mark.parametrize("broker", ["apache_kafka"], indirect=True)
+
+
+def publish_in_pieces(stage: Stage, rows: Sequence[Mapping[str, Any]]) -> None:
+    """So that it takes a while."""
+    for start in range(0, len(rows), PIECE):
+        stage.publish(singles(rows[start : start + PIECE]))
 
 
 def has_counted(stage: Stage, records: float) -> bool:
@@ -22,16 +34,18 @@ def has_counted(stage: Stage, records: float) -> bool:
 def test_kills_under_load_neither_lose_nor_double_a_record(stage: Stage) -> None:
     rows = recording(DEVICES, minutes=240, step_s=3)
     expected = averages(rows)
-    worker = stage.start()
+    worker = stage.start_ready()
     kills = rounds(3, 8)
     share = len(rows) // (kills + 1)
-    for kill in range(kills):
-        known = stage.counted()
-        stage.publish(singles(rows[kill * share : (kill + 1) * share]))
-        # It is somewhere in what it has just been given.
-        wait_until(partial(has_counted, stage, known + 1), 40)
-        worker.kill()
-        worker = stage.start()
+    with ThreadPoolExecutor(1) as pool:
+        for kill in range(kills):
+            known = stage.counted()
+            feeding = pool.submit(publish_in_pieces, stage, rows[kill * share : (kill + 1) * share])
+            wait_until(partial(has_counted, stage, known + 1), 40)
+            assert not feeding.done(), "the worker had all it was given before it was killed"
+            worker.kill()
+            feeding.result()
+            worker = stage.start_ready()
     stage.publish(singles(rows[kills * share :]))
     wait_until(lambda: equals(stage, expected), 60)
     assert worker.stop()[0] == 0
