@@ -78,15 +78,16 @@ class Machine:
 
     def plug_in(self, driver: str | None = None) -> None:
         """Make the files of a chip, its driver (`driver` or the same version), library and firmware."""
+        self._write("sys/module/hailo_pci/version", (driver or self.version).encode() + b"\n")
+        self._write(f"usr/lib/libhailort.so.{self.version}", b"")
+        numbers = [int(part) for part in self.version.split(".")]
+        self._write("lib/firmware/hailo/hailo8_fw.bin", struct.pack("<6I", _FIRMWARE_MAGIC, 0, *numbers, 80))
+        # Last, as a driver makes a device of a chip that it finds: who waits for the chip opens it at once.
         board = self._board()
         board.mkdir(parents=True, exist_ok=True)
         (board / "board_location").write_text(DEVICE_ID + "\n")
         (board / "accelerator_type").write_text("0\n")
-        self._write("sys/module/hailo_pci/version", (driver or self.version).encode() + b"\n")
         self._write("dev/hailo0", b"")
-        self._write(f"usr/lib/libhailort.so.{self.version}", b"")
-        numbers = [int(part) for part in self.version.split(".")]
-        self._write("lib/firmware/hailo/hailo8_fw.bin", struct.pack("<6I", _FIRMWARE_MAGIC, 0, *numbers, 80))
 
     def unplug(self) -> None:
         """Take chip and device file away; the driver stays."""
