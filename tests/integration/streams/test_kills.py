@@ -35,7 +35,7 @@ def test_kills_under_load_neither_lose_nor_double_a_record(stage: Stage) -> None
     rows = recording(DEVICES, minutes=240, step_s=3)
     expected = averages(rows)
     worker = stage.start_ready()
-    kills = rounds(3, 8)
+    kills = rounds(2, 8)
     share = len(rows) // (kills + 1)
     with ThreadPoolExecutor(1) as pool:
         for kill in range(kills):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers import wait_until
+from tests.helpers import rounds, wait_until
 from tests.integration.streams import proof
 from tests.integration.streams.proof import Cloud, Fact, Fleet
 from tests.integration.streams.stage import Stage
@@ -22,7 +22,7 @@ from tests.kafka import brokers
 from tests.kafka.brokers import Broker
 
 DEVICES = 30
-FACTS_PER_DEVICE = 10_000
+FACTS_PER_DEVICE = rounds(1_000, 10_000)
 # A member that was killed is missed after ten seconds.
 LONGEST_S = 240
 
@@ -131,7 +131,7 @@ def restart_cloud(world: World) -> None:
 def test_kills_of_workers_and_relay_while_workers_come_and_go(world: World) -> None:
     kill_worker = partial(world.fleet.kill, world.chance)
     world.disturb([
-        *[kill_worker] * 5, *[partial(restart_cloud, world)] * 2, world.fleet.join,
+        *[kill_worker] * rounds(1, 5), *[partial(restart_cloud, world)] * rounds(1, 2), world.fleet.join,
         partial(world.fleet.leave, world.chance),
     ])  # fmt: skip
     world.assert_all_is_there_once()
