@@ -8,7 +8,7 @@ from functools import cache
 from primespark.core.settings import Settings, load_settings
 from primespark.errors import ConflictError
 from primespark.windows.aggregates import AggregationFunction
-from primespark.windows.rules import AggregationRule, WindowConfig, WindowType, require_message_key
+from primespark.windows.rules import AggregationRule, WindowConfig, WindowType
 from streams.main import prepare, serve
 from streams.processor import SlidingWindowManager, StreamProcessor, TumblingWindowManager
 from streams.topics import ensure_topics
@@ -45,11 +45,9 @@ class AggregationEngine:
         """Compute `rule` too, instead of one of its `rule_id`, from the next `start` on.
 
         Raises:
-            ConfigurationError: Its groups may have records in several partitions.
             ConflictError: The engine runs.
         """
         self._require_stopped()
-        require_message_key([rule])
         self._rules[rule.rule_id] = rule
 
     async def start(self) -> None:

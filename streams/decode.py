@@ -17,7 +17,9 @@ from pydantic_core import from_json
 from primespark.core.encoding import JSON_LINES_ZSTD, decompress
 from primespark.errors import InvalidInputError, MalformedError, TooLargeError, UnsupportedMediaError
 from primespark.windows.records import Batch, Messages, Singles
+from primespark.windows.repartition import REPARTITION_TOPIC, RoutedMessage
 from streams.arrow import ARROW_STREAM, rows_of
+from streams.routing import ROUTED, from_routed_message
 
 JSON_RECORD = "application/json"
 MAX_DECODED_BYTES = 16 * 1024 * 1024
@@ -65,13 +67,17 @@ class Poison:
     error: InvalidInputError
 
 
-def portions(topic: str, partition: int, records: Iterable[Record]) -> Iterator[list[Messages | Poison]]:
+Decoded = Messages | RoutedMessage | Poison
+
+
+def portions(topic: str, partition: int, records: Iterable[Record]) -> Iterator[list[Decoded]]:
     """The messages in order, as many at a time as go without a pause; each is decoded when its portion is asked for."""
-    portion: list[Messages | Poison] = []
+    portion: list[Decoded] = []
     singles = Singles(topic, partition)
     rows, until = 0, time.monotonic() + _DECODE_AT_ONCE_S
+    plain_headers = () if topic == REPARTITION_TOPIC else _PLAIN_HEADERS
     for record in records:
-        row = _plain(record.value) if record.headers in _PLAIN_HEADERS else None
+        row = _plain(record.value) if record.headers in plain_headers else None
         if row is not None:
             if not singles.rows:
                 portion.append(singles)
@@ -84,7 +90,7 @@ def portions(topic: str, partition: int, records: Iterable[Record]) -> Iterator[
         else:
             taken = _whole(topic, partition, record)
             portion.append(taken)
-            rows += len(taken.rows) if isinstance(taken, Batch) else 1
+            rows += 1 if isinstance(taken, Poison) else len(taken.rows)
             singles = Singles(topic, partition)
         if rows >= _ROWS_AT_ONCE or time.monotonic() > until:
             yield portion
@@ -105,11 +111,19 @@ def _plain(value: bytes | None) -> dict[str, Any] | None:
     return row if type(row) is dict else None
 
 
-def _whole(topic: str, partition: int, record: Record) -> Batch | Poison:
+def _whole(topic: str, partition: int, record: Record) -> Batch | RoutedMessage | Poison:
     try:
+        if topic == REPARTITION_TOPIC:
+            return _routed(partition, record)
         return decode(topic, partition, record.offset, record.value, record.headers, record.timestamp)
     except InvalidInputError as error:
         return Poison(record.offset, record.value or b"", error)
+
+
+def _routed(partition: int, record: Record) -> RoutedMessage:
+    if _text(dict(record.headers or ()), "content-type") != ROUTED:
+        raise UnsupportedMediaError(f"not of content type {ROUTED}")
+    return RoutedMessage(REPARTITION_TOPIC, partition, record.offset, *from_routed_message(record.value or b""))
 
 
 def decode(

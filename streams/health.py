@@ -31,6 +31,8 @@ class StreamsCollector(Collector):
         counts = self._worker.statistics
         yield _counter("messages", "Messages taken in", counts.messages)
         yield _counter("events", "Rows taken in", counts.rows)
+        yield _counter("routed", "Rows taken from the repartition topic", counts.routed)
+        yield _counter("unclaimed", "Rows there of rules that this worker does not have", self._worker.engine.unclaimed)
         yield _counter("window_results", "Results of windows, late updates included", counts.results)
         yield _counter("duplicates", "Rows ignored as already counted", self._worker.engine.duplicates)
         yield _counter("poison", "Messages sent to the dead-letter topic", counts.poison)

@@ -133,7 +133,8 @@ async def serve(
 
         async def take_up(rule_id: str, rule: AggregationRule | None) -> None:
             if rule is not None and rule.enabled:
-                await ensure_topics(kafka, [rule.source_topic], [rule.target_topic, rule.late_topic])
+                alone = WindowEngine([rule])
+                await ensure_topics(kafka, alone.source_topics, alone.target_topics)
             known = worker.engine.source_topics
             worker.change_rule(rule_id, rule)
             log.info("rule_taken_up" if rule else "rule_dropped", rule_id=rule_id)

@@ -17,8 +17,9 @@ from aiokafka.partitioner import DefaultPartitioner
 from pydantic_core import to_json
 
 from primespark.windows.engine import Output
-from primespark.windows.results import WindowResult
-from primespark.windows.running import LateRecord
+from primespark.windows.repartition import REPARTITION_TOPIC, Routed
+from primespark.windows.results import LateRecord, WindowResult
+from streams.routing import ROUTED, to_routed_messages
 from streams.topics import DEAD_LETTER_TOPIC
 
 # Below the broker's usual bound of 1 MB with room for headers; longer poison is cut.
@@ -51,14 +52,17 @@ class Outgoing:
     results: list[tuple[str, WindowResult]] = field(default_factory=list)
     late: list[LateRecord] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
+    routed: list[Routed] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.results) + len(self.late) + len(self.dead)
+        records = sum([len(routed.places) for routed in self.routed])
+        return len(self.results) + len(self.late) + len(self.dead) + records
 
     def extend(self, output: Output, target_of: Any) -> None:
         """Add what the engine said; `target_of` gives a rule's topic."""
         self.results.extend((target_of(result.rule_id), result) for result in output.results)
         self.late.extend(output.late)
+        self.routed.extend(output.routed)
 
 
 class ResultStore(Protocol):
@@ -87,6 +91,7 @@ class Sink:
 
     async def deliver(self, outgoing: Outgoing) -> None:
         """Publish and store all of it; an error leaves it to be delivered again, whole."""
+        await self._publish_routed(outgoing.routed)
         await self._publish(to_messages(outgoing))
         newest = {result.key: result for _topic, result in outgoing.results}
         if newest:
@@ -112,6 +117,23 @@ class Sink:
         for (topic, partition), batch in open_batches.items():
             acknowledgements.append(await producer.send_batch(batch, topic, partition=partition))
         await asyncio.gather(*acknowledgements)
+
+    async def _publish_routed(self, routed: Iterable[Routed]) -> None:
+        """Of each partition one after the other: behind one that is missing, it would look like a duplicate."""
+        producer = self._producer
+        partitions = len(await producer.partitions_for(REPARTITION_TOPIC)) if routed else 0
+        waiting: dict[int, list[bytes]] = {}
+        for one in routed:
+            origins = len(await producer.partitions_for(one.topic))
+            for partition, value in to_routed_messages(one, origins, partitions):
+                waiting.setdefault(partition, []).append(value)
+
+        async def send(partition: int, values: list[bytes]) -> None:
+            for value in values:
+                headers = [("content-type", ROUTED.encode())]
+                await producer.send_and_wait(REPARTITION_TOPIC, value, partition=partition, headers=headers)
+
+        await asyncio.gather(*(send(*each) for each in waiting.items()))
 
 
 class PostgresStore:
@@ -152,13 +174,12 @@ def to_messages(outgoing: Outgoing) -> list[Message]:
     for topic, result in outgoing.results:
         messages.append((topic, result.key.encode(), to_json(result.to_message()), [as_json]))
     for late in outgoing.late:
-        batch = late.batch
-        key = f"{late.rule.rule_id}|{batch.topic}|{batch.partition}|{batch.offset}|{late.index}"
+        key = f"{late.rule.rule_id}|{late.topic}|{late.partition}|{late.offset}|{late.index}"
         messages.append(
             (
                 late.rule.late_topic,
                 key.encode(),
-                json.dumps(batch.rows[late.index], separators=(",", ":")).encode(),
+                json.dumps(late.row, separators=(",", ":")).encode(),
                 [as_json],
             )
         )

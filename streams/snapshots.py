@@ -73,7 +73,7 @@ class SnapshotStore:
             end = ends[TopicPartition(topic, partition)]
             if snapshot["next_offset"] > end:
                 log.warning("topic_shorter_than_snapshot", topic=topic, partition=partition, end_offset=end)
-                snapshot["next_offset"] = end
+                snapshot |= {"next_offset": end, "begun_anew": snapshot.get("begun_anew", 0) + 1}
             found[topic, partition] = snapshot
         return found
 

@@ -11,6 +11,7 @@ class Statistics:
 
     messages: int = 0
     rows: int = 0
+    routed: int = 0
     results: int = 0
     poison: int = 0
     gaps: int = 0

@@ -20,9 +20,10 @@ from primespark.core.logging import get_logger
 from primespark.errors import ConflictError
 from primespark.windows.engine import Partition, WindowEngine
 from primespark.windows.records import Messages, Singles
+from primespark.windows.repartition import RoutedMessage
 from primespark.windows.rules import AggregationRule
 from streams.contracts import Incoming, ResultSink, Snapshots, Source
-from streams.decode import Poison, portions
+from streams.decode import Decoded, Poison, portions
 from streams.sink import DeadLetter, Outgoing
 from streams.statistics import Statistics
 
@@ -144,7 +145,7 @@ class StreamWorker:
             and self.engine.holds(incoming.topic, incoming.partition)
         )
 
-    async def _is_next(self, incoming: Incoming, first: Messages | Poison) -> bool:
+    async def _is_next(self, incoming: Incoming, first: Decoded) -> bool:
         """False if records between the state and this message were never handed over; they are fetched again.
 
         Around a rebalance a message fetched under the old assignment can arrive first; taking it in would make the
@@ -166,16 +167,25 @@ class StreamWorker:
         await self._source.seek(*key, expected)
         return False
 
-    def _take(self, incoming: Incoming, portion: Iterable[Messages | Poison]) -> None:
+    def _take(self, incoming: Incoming, portion: Iterable[Decoded]) -> None:
         readable: list[Messages] = []
         for message in portion:
-            if isinstance(message, Poison):
+            if isinstance(message, RoutedMessage):
+                self._process_routed(message)
+            elif isinstance(message, Poison):
                 self._process(readable)
                 readable = []
                 self._bury(incoming, message)
             else:
                 readable.append(message)
         self._process(readable)
+
+    def _process_routed(self, message: RoutedMessage) -> None:
+        output = self.engine.process_routed(message, wall_clock_ms())
+        self.statistics.messages += 1
+        self.statistics.routed += len(message.rows)
+        self.statistics.results += len(output.results)
+        self._outgoing.extend(output, self.engine.target_of)
 
     def _process(self, messages: list[Messages]) -> None:
         if messages:

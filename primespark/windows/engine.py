@@ -7,16 +7,17 @@ or a relay that publishes again, changes nothing.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from primespark.errors import IntegrityError
-from primespark.windows.records import Batch, Counters, Messages, Singles, one_by_one
-from primespark.windows.results import WindowResult
-from primespark.windows.rules import AggregationRule
-from primespark.windows.running import LateRecord, RunningRule, firing_order
+from primespark.windows.fences import Fence
+from primespark.windows.records import Batch, Counters, Messages, one_by_one
+from primespark.windows.repartition import REPARTITION_TOPIC, MergedRule, MergedRules, Routed, RoutedMessage
+from primespark.windows.results import LateRecord, WindowResult, firing_order
+from primespark.windows.rules import MESSAGE_KEY_FIELD, AggregationRule
+from primespark.windows.running import RunningRule
 
 SNAPSHOT_VERSION = 1
 # Of fewer, one by one is faster.
@@ -27,18 +28,11 @@ Partition = tuple[str, int]
 
 @dataclass(slots=True)
 class Output:
-    """What one step produced, in firing order."""
+    """What one step produced, in firing order; `routed` goes to the repartition topic."""
 
     results: list[WindowResult] = field(default_factory=list)
     late: list[LateRecord] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Fence:
-    """The next offset to read and the highest log position seen."""
-
-    next_offset: int = 0
-    log_seq: int = -1
+    routed: list[Routed] = field(default_factory=list)
 
 
 class WindowEngine:
@@ -47,7 +41,8 @@ class WindowEngine:
     Args:
         rules: Those that are not enabled are left out.
         manual_watermark: Whether `advance` alone moves watermarks.
-        merge_partitions: Whether a group is one over all partitions, which must all be here to stay.
+        merge_partitions: Whether a group is one over all partitions, which must all be here to stay. Else groups
+            that are no message key are `routed`, and added up where `RoutedMessage` brings them.
         fewest_columns: From so many rows on they are taken in as columns.
     """
 
@@ -58,12 +53,15 @@ class WindowEngine:
         self._fewest_columns = fewest_columns
         self._manual_watermark = manual_watermark
         self._merge_partitions = merge_partitions
-        self._rules: list[RunningRule] = []
+        self._rules: list[RunningRule | MergedRule] = []
+        # Topics without a rule are read for the merged ones.
         self._by_topic: dict[str, list[RunningRule]] = {}
+        self._merged = MergedRules()
         self._targets: dict[str, str] = {}
-        self._fences: dict[Partition, _Fence] = {}
+        self._fences: dict[Partition, Fence] = {}
         self._changed: set[Partition] = set()
         self.duplicates = 0
+        self.unclaimed = 0
         for rule in rules:
             if rule.enabled:
                 self.add_rule(rule, 0)
@@ -102,13 +100,16 @@ class WindowEngine:
 
     def add_rule(self, rule: AggregationRule, clock_ms: int) -> None:
         """Let a rule take part from the next record on, without history; `rule_id` names no other."""
-        running = RunningRule(
-            rule, manual_watermark=self._manual_watermark, merge_partitions=self._merge_partitions
-        )  # fmt: skip
+        running = self._new_rule(rule)
         self._rules.append(running)
-        self._by_topic.setdefault(rule.source_topic, []).append(running)
+        of_topic = self._by_topic.setdefault(rule.source_topic, [])
+        if isinstance(running, MergedRule):
+            self._by_topic.setdefault(REPARTITION_TOPIC, [])
+            self._merged.append(running)
+        else:
+            of_topic.append(running)
         self._targets[rule.rule_id] = rule.target_topic
-        for partition in self._of_topic(rule.source_topic):
+        for partition in self._of_topic(running.topic):
             running.assign(partition, clock_ms)
 
     def remove_rule(self, rule_id: str) -> None:
@@ -117,24 +118,27 @@ class WindowEngine:
         Its topic stays at hand, so that its records are passed, not kept for a rule to come.
         """
         for running in [running for running in self._rules if running.rule.rule_id == rule_id]:
-            topic = running.rule.source_topic
+            topic = running.topic
             self._rules.remove(running)
-            self._by_topic[topic].remove(running)
+            if isinstance(running, MergedRule):
+                self._merged.remove(running)
+            else:
+                self._by_topic[topic].remove(running)
             del self._targets[rule_id]
             # Else the last snapshot would bring the windows back.
             self._changed.update((topic, partition) for partition in self._of_topic(topic))
 
     def assign(self, topic: str, partition: int, clock_ms: int) -> None:
         """Start a partition without history."""
-        self._fences[topic, partition] = _Fence()
-        for rule in self._by_topic.get(topic, ()):
+        self._fences[topic, partition] = Fence()
+        for rule in self._of(topic):
             rule.assign(partition, clock_ms)
 
     def revoke(self, topic: str, partition: int) -> None:
         """Forget a partition."""
         self._fences.pop((topic, partition), None)
         self._changed.discard((topic, partition))
-        for rule in self._by_topic.get(topic, ()):
+        for rule in self._of(topic):
             rule.revoke(partition)
 
     def next_offset(self, topic: str, partition: int) -> int:
@@ -143,16 +147,34 @@ class WindowEngine:
 
     def process_chunk(self, messages: Sequence[Messages], clock_ms: int) -> Output:
         """Take in several messages of one partition, at least one, in order of their offsets."""
-        fresh = self._fresh((messages[0].topic, messages[0].partition), messages)
+        partition = messages[0].topic, messages[0].partition
+        fresh = self._fresh(partition, messages)
         rows = sum([len(batch.rows) for batch in fresh])
-        return self._add_columns(fresh, clock_ms) if rows >= self._fewest_columns else self._add_rows(fresh, clock_ms)
+        by_columns = rows >= self._fewest_columns
+        output = self._add_columns(fresh, clock_ms) if by_columns else self._add_rows(fresh, clock_ms)
+        if rows:
+            output.routed = self._merged.route(fresh, self._fences[partition].begun_anew)
+        return output
+
+    def process_routed(self, message: RoutedMessage, clock_ms: int) -> Output:
+        """Take in a message of the repartition topic; records of a rule that is not here are counted as unclaimed."""
+        if message.offset < self.next_offset(message.topic, message.partition):
+            self.duplicates += len(message.rows)
+            return Output()
+        self.skip(message.topic, message.partition, message.offset)
+        said = self._merged.take(message, clock_ms)
+        if said is None:
+            self.unclaimed += len(message.rows)
+            return Output()
+        self.duplicates += said.duplicates
+        return Output(said.results, said.late)
 
     def process(self, batch: Batch, clock_ms: int) -> Output:
         """Take in one message; each of its rows is a step."""
         return self.process_chunk([batch], clock_ms)
 
     def skip(self, topic: str, partition: int, offset: int) -> None:
-        """Move the fence over a message that cannot be decoded."""
+        """Move the fence over a message of which no rule is to know."""
         fence = self._fences[topic, partition]
         if offset >= fence.next_offset:
             fence.next_offset = offset + 1
@@ -169,15 +191,14 @@ class WindowEngine:
     def take_changed(self) -> list[Partition]:
         """The partitions whose state differs from when this was last called."""
         changed, self._changed = self._changed, set()
-        for topic, rules in self._by_topic.items():
-            for rule in rules:
-                changed.update((topic, partition) for partition in rule.changed)
-                rule.changed.clear()
+        for rule in self._rules:
+            changed.update((rule.topic, partition) for partition in rule.changed)
+            rule.changed.clear()
         return sorted(changed)
 
     def snapshot(self, topic: str, partition: int) -> dict[str, Any]:
         """The whole state of one partition as JSON values."""
-        rules = {rule.rule.rule_id: rule.snapshot(partition) for rule in self._by_topic.get(topic, ())}
+        rules = {rule.rule.rule_id: rule.snapshot(partition) for rule in self._of(topic)}
         return {**self._head(topic, partition), "rules": rules}
 
     def take_changes(self, topic: str, partition: int) -> dict[str, Any]:
@@ -186,7 +207,7 @@ class WindowEngine:
         All rules are there, each with its groups that changed, whole, and the names of those that went (`removed`). A
         group that is not named is as before, unless the rule began anew (`is_whole`) or has another fingerprint.
         """
-        rules = {rule.rule.rule_id: rule.take_changes(partition) for rule in self._by_topic.get(topic, ())}
+        rules = {rule.rule.rule_id: rule.take_changes(partition) for rule in self._of(topic)}
         return {**self._head(topic, partition), "rules": rules}
 
     def restore(self, snapshot: Mapping[str, Any], clock_ms: int, *, restart_idle: bool = False) -> None:
@@ -203,8 +224,10 @@ class WindowEngine:
         if snapshot.get("version") != SNAPSHOT_VERSION:
             raise IntegrityError(f"snapshot of version {snapshot.get('version')!r}, expected {SNAPSHOT_VERSION}")
         topic, partition = snapshot["topic"], snapshot["partition"]
-        self._fences[topic, partition] = _Fence(snapshot["next_offset"], snapshot["log_seq"])
-        for rule in self._by_topic.get(topic, ()):
+        self._fences[topic, partition] = Fence(
+            snapshot["next_offset"], snapshot["log_seq"], snapshot.get("begun_anew", 0)
+        )
+        for rule in self._of(topic):
             state = snapshot["rules"].get(rule.rule.rule_id)
             if state is None or state["fingerprint"] != rule.fingerprint:
                 rule.assign(partition, clock_ms)
@@ -219,7 +242,19 @@ class WindowEngine:
             "partition": partition,
             "next_offset": fence.next_offset,
             "log_seq": fence.log_seq,
+            "begun_anew": fence.begun_anew,
         }
+
+    def _of(self, topic: str) -> Sequence[RunningRule | MergedRule]:
+        """The rules whose windows the partitions of a topic have."""
+        return self._merged if topic == REPARTITION_TOPIC else self._by_topic.get(topic, ())
+
+    def _new_rule(self, rule: AggregationRule) -> RunningRule | MergedRule:
+        if self._merge_partitions or MESSAGE_KEY_FIELD in rule.group_by:
+            return RunningRule(
+                rule, manual_watermark=self._manual_watermark, merge_partitions=self._merge_partitions
+            )  # fmt: skip
+        return MergedRule(rule)
 
     def _add_rows(self, messages: list[Messages], clock_ms: int) -> Output:
         output = Output()
@@ -254,22 +289,9 @@ class WindowEngine:
     def _fresh(self, partition: Partition, messages: Sequence[Messages]) -> list[Messages]:
         """Those above the fence, which is moved behind them; the others are counted."""
         fence = self._fences[partition]
-        fresh: list[Messages] = []
-        for batch in messages:
-            if isinstance(batch, Singles):
-                known = bisect_left(batch.offsets, fence.next_offset)
-                self.duplicates += known
-                if known < len(batch.offsets):
-                    fence.next_offset = batch.offsets[-1] + 1
-                    self._changed.add(partition)
-                    fresh.append(batch.behind(known) if known else batch)
-                continue
-            if batch.offset >= fence.next_offset:
-                fence.next_offset = batch.offset + 1
-                self._changed.add(partition)
-                if batch.log_seq is None or batch.log_seq > fence.log_seq:
-                    fence.log_seq = fence.log_seq if batch.log_seq is None else batch.log_seq
-                    fresh.append(batch)
-                    continue
-            self.duplicates += max(1, len(batch.rows))
+        before = fence.next_offset
+        fresh, duplicates = fence.take(messages)
+        self.duplicates += duplicates
+        if fence.next_offset > before:
+            self._changed.add(partition)
         return fresh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from primespark.windows.reading import Group
 from primespark.windows.rules import AggregationRule, WindowType
 from primespark.windows.sessions import SessionShape, SessionWindows
 from primespark.windows.watermark import KeyWatermark
+
+# Of what `snapshot` writes for a rule; what an earlier one wrote is not taken up.
+_STATE_VERSION = 2
 
 
 @dataclass(slots=True)
@@ -55,6 +59,12 @@ class TouchedGroups:
             "groups": [to_state(group, states[group]) for group in touched if group in states],
             "removed": [list(group) for group in touched if group not in states],
         }
+
+
+def fingerprint_of(rule: AggregationRule) -> str:
+    """Digest of the definition; state written under another is not taken up."""
+    definition = rule.model_dump_json(exclude_defaults=True)
+    return hashlib.sha256(f"{_STATE_VERSION} {definition}".encode()).hexdigest()
 
 
 def shape_of(rule: AggregationRule) -> PaneShape | SessionShape:

@@ -14,7 +14,7 @@ from typing import Any
 from primespark.core.settings import Settings
 from primespark.core.values import storable_json
 from primespark.errors import ConfigurationError, InvalidInputError
-from primespark.windows.rules import AggregationRule, load_rules, parse_rules, require_message_key
+from primespark.windows.rules import AggregationRule, load_rules, parse_rules
 
 RULES_TOPIC = "primespark-streams-rules"
 # One partition: what it says has one order, and is read whole.
@@ -30,14 +30,13 @@ def configured_rules(settings: Settings) -> list[AggregationRule]:
     """The rules of `cloud.streams.rules_file`, else those that ship with the package.
 
     Raises:
-        ConfigurationError: Rules that cannot work, or not with several workers.
+        ConfigurationError: Rules that cannot work.
     """
     if settings.cloud.streams.rules_file is not None:
         rules = load_rules(settings.cloud.streams.rules_file)
     else:
         with resources.as_file(resources.files("primespark._data").joinpath(DEFAULT_RULES)) as path:
             rules = load_rules(Path(path))
-    require_message_key(rules)
     return rules
 
 
@@ -49,7 +48,6 @@ def parse_live_rule(document: Any) -> AggregationRule:
     """
     try:
         (rule,) = parse_rules([document], "rule")
-        require_message_key([rule])
     except ConfigurationError as error:
         raise InvalidInputError(
             error.message, remedy="correct the rule", code="bad_rule", errors=error.errors

@@ -36,12 +36,13 @@ class Records:
 class RuleReader:
     """Reads rows as a rule sees them.
 
-    Attributes:
-        counters: What was left out.
+    Args:
+        rule: The rule.
+        counters: Where what is left out is counted.
     """
 
-    def __init__(self, rule: AggregationRule) -> None:
-        self.counters = Counters()
+    def __init__(self, rule: AggregationRule, counters: Counters) -> None:
+        self.counters = counters
         self._conditions = rule.conditions
         self._max_future = rule.window_config.max_future_ms
         self._group_by = rule.group_by

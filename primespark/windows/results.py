@@ -1,11 +1,14 @@
-"""What a window says when it fires: the one result type of the engine, and its two renderings."""
+"""What rules say: the result of a window that fires, in its two renderings, and records that came too late for one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
+
+from primespark.windows.records import Batch, Row
+from primespark.windows.rules import AggregationRule
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -66,3 +69,33 @@ class WindowResult:
             "kind": self.kind.value,
             "revision": self.revision,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class LateRecord:
+    """A row that came after a window it belongs to was forgotten, and the place of it."""
+
+    rule: AggregationRule
+    topic: str
+    partition: int
+    offset: int
+    index: int
+    row: Row
+
+    @classmethod
+    def of(cls, rule: AggregationRule, batch: Batch, index: int) -> Self:
+        """A row of a batch."""
+        return cls(rule, batch.topic, batch.partition, batch.offset, index, batch.rows[index])
+
+
+@dataclass(slots=True)
+class ChunkOutput:
+    """What a rule says of a chunk, each with the row it is said at."""
+
+    results: list[tuple[int, WindowResult]] = field(default_factory=list)
+    late: list[tuple[int, LateRecord]] = field(default_factory=list)
+
+
+def firing_order(result: WindowResult) -> tuple[int, int, tuple[str, ...]]:
+    """By what results of one step are ordered."""
+    return result.window_end, result.window_start, result.group

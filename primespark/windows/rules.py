@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -203,20 +202,6 @@ def load_rules(path: Path) -> list[AggregationRule]:
     """
     document = read_yaml_document(path, "correct cloud.streams.rules_file")
     return parse_rules(document, str(path))
-
-
-def require_message_key(rules: Iterable[AggregationRule]) -> None:
-    """Refuse rules whose groups may have records in several partitions, which different workers read.
-
-    Raises:
-        ConfigurationError: Names the rule.
-    """
-    for rule in rules:
-        if MESSAGE_KEY_FIELD not in rule.group_by:
-            raise ConfigurationError(
-                f"rule {rule.rule_id}: group_by must contain {MESSAGE_KEY_FIELD!r}, the key of the messages",
-                remedy="add it",
-            )
 
 
 def parse_rules(document: Any, origin: str) -> list[AggregationRule]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from primespark.windows.firing import Fired
-from primespark.windows.groups import GroupState, TouchedGroups, new_windows, panes_of, shape_of, to_state
+from primespark.windows.groups import (
+    GroupState,
+    TouchedGroups,
+    fingerprint_of,
+    new_windows,
+    panes_of,
+    shape_of,
+    to_state,
+)  # fmt: skip
 from primespark.windows.panes import PaneShape
 from primespark.windows.reading import Group, RuleReader
 from primespark.windows.records import Batch, Counters, Row
-from primespark.windows.results import WindowResult
+from primespark.windows.results import ChunkOutput, LateRecord, WindowResult, firing_order
 from primespark.windows.rules import AggregationRule
 from primespark.windows.watermark import NEVER, KeyWatermark, PartitionWatermarks
 
@@ -21,26 +27,6 @@ if TYPE_CHECKING:
     from primespark.windows.columns import Chunk, Integers
     from primespark.windows.reading import Records
     from primespark.windows.vectorised import SortedRecords, Timeline
-
-# Of what `snapshot` writes for a rule; what an earlier one wrote is not taken up.
-_STATE_VERSION = 2
-
-
-@dataclass(frozen=True, slots=True)
-class LateRecord:
-    """A row that came after a window it belongs to was forgotten."""
-
-    rule: AggregationRule
-    batch: Batch
-    index: int
-
-
-@dataclass(slots=True)
-class ChunkOutput:
-    """What a rule says of a chunk, each with the row it is said at."""
-
-    results: list[tuple[int, WindowResult]] = field(default_factory=list)
-    late: list[tuple[int, LateRecord]] = field(default_factory=list)
 
 
 class RunningRule:
@@ -50,16 +36,21 @@ class RunningRule:
         rule: The rule.
         manual_watermark: Whether `advance` alone moves watermarks.
         merge_partitions: Whether a group is one over all partitions: it is kept with the first of them.
+        counters: Where what is left out is counted.
     """
 
     def __init__(
-        self, rule: AggregationRule, *, manual_watermark: bool = False, merge_partitions: bool = False
-    ) -> None:
+        self, rule: AggregationRule, *, manual_watermark: bool = False, merge_partitions: bool = False,
+        counters: Counters | None = None,
+    ) -> None:  # fmt: skip
         self.rule = rule
+        self.topic = rule.source_topic
         self._is_manual = manual_watermark
         self._is_merged = merge_partitions
+        self.fingerprint = fingerprint_of(rule)
         self._least_watermark = NEVER
-        self._reader = RuleReader(rule)
+        self.counters = Counters() if counters is None else counters
+        self._reader = RuleReader(rule, self.counters)
         self.changed: set[int] = set()
         config = rule.window_config
         self._shape = shape_of(rule)
@@ -67,12 +58,6 @@ class RunningRule:
         self._shared = PartitionWatermarks(config.max_out_of_orderness_ms, config.idle_timeout_ms)
         self._partitions: dict[int, dict[Group, GroupState]] = {}
         self._touched = TouchedGroups()
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the definition; state written under another is not taken up."""
-        definition = self.rule.model_dump_json(exclude_defaults=True)
-        return hashlib.sha256(f"{_STATE_VERSION} {definition}".encode()).hexdigest()
 
     def assign(self, partition: int, clock_ms: int) -> None:
         """Start a partition without history."""
@@ -86,11 +71,6 @@ class RunningRule:
         self._touched.forget(partition)
         self._shared.revoke(partition)
         self.changed.discard(partition)
-
-    @property
-    def counters(self) -> Counters:
-        """What was left out; the live object."""
-        return self._reader.counters
 
     def standing(self) -> tuple[int | None, int]:
         """The watermark that results wait for, None before the first record, and how many windows are open.
@@ -110,7 +90,10 @@ class RunningRule:
     def add(self, row: Row, batch: Batch, index: int, clock_ms: int) -> tuple[list[WindowResult], LateRecord | None]:
         """Take in one row; what fires, ordered by (end, start, group), and the row itself if it is too late."""
         record = self._reader.read(row, batch.at_ms)
-        return ([], None) if record is None else self._add(*record, batch, index, clock_ms)
+        if record is None:
+            return [], None
+        fired, is_late = self.add_read(batch.partition, *record, (batch.offset, index), clock_ms)
+        return fired, LateRecord.of(self.rule, batch, index) if is_late else None
 
     def add_chunk(self, chunk: Chunk, clock_ms: int) -> ChunkOutput:
         """Take in many rows: what `add` says of each, with the row it is said at."""
@@ -121,11 +104,36 @@ class RunningRule:
                 records.rows.tolist(), records.events.tolist(), records.values.tolist(), records.codes.tolist(),
                 strict=True,
             ):  # fmt: skip
-                fired, late = self._add(event, records.names[code], value, *chunk.place(row), clock_ms)
+                place = int(chunk.offset[row]), int(chunk.index[row])
+                fired, is_late = self.add_read(chunk.partition, event, records.names[code], value, place, clock_ms)
                 output.results.extend((row, result) for result in fired)
-                if late is not None:
-                    output.late.append((row, late))
+                if is_late:
+                    output.late.append((row, LateRecord.of(self.rule, *chunk.place(row))))
         return output
+
+    def add_read(
+        self, partition: int, event_ms: int, group: Group, value: float, place: tuple[int, int], clock_ms: int
+    ) -> tuple[list[WindowResult], bool]:
+        """Take in what was read of a row at an offset and an index; what fires, and whether the row is too late."""
+        home = min(self._partitions) if self._is_merged else partition
+        self.changed.add(home)
+        state = self._state(home, group)
+        said, is_late = state.windows.add(event_ms, value, (event_ms, *place), self._watermark(home, state))
+        if is_late:
+            self.counters.late_dropped += 1
+        fired = list(self._results(group, said)) if said else []
+        if self._moves_all(partition, event_ms, clock_ms, state):
+            fired += self._fire_partitions()
+        fired += self._fire(home, group, state)
+        if len(fired) > 1:
+            fired.sort(key=firing_order)
+        return fired, is_late
+
+    def observe(self, partition: int, event_ms: int, clock_ms: int) -> list[WindowResult]:
+        """Take in an event time alone, that of a record which is added elsewhere; what fires, in the same order."""
+        if self._is_manual or self._by_key or not self._shared.observe(partition, event_ms, clock_ms):
+            return []
+        return sorted(self._fire_partitions(), key=firing_order)
 
     def tick(self, clock_ms: int) -> list[WindowResult]:
         """Let time pass, by which partitions become idle; what fires, ordered by (end, start, group)."""
@@ -141,12 +149,16 @@ class RunningRule:
     def snapshot(self, partition: int) -> dict[str, Any]:
         """The state of one partition as JSON values."""
         groups = [to_state(group, state) for group, state in self._partitions[partition].items()]
-        return {"fingerprint": self.fingerprint, "watermark": self._shared.state_of(partition), "groups": groups}
+        return {"fingerprint": self.fingerprint, "watermark": self.watermark_of(partition), "groups": groups}
 
     def take_changes(self, partition: int) -> dict[str, Any]:
         """The same of groups that differ from when this was last called; the cost is proportional to their number."""
         taken = self._touched.take(partition, self._partitions[partition])
-        return {"fingerprint": self.fingerprint, "watermark": self._shared.state_of(partition), **taken}
+        return {"fingerprint": self.fingerprint, "watermark": self.watermark_of(partition), **taken}
+
+    def watermark_of(self, partition: int) -> list[int]:
+        """What `restore` has to know of the watermark of a partition."""
+        return self._shared.state_of(partition)
 
     def restore(self, partition: int, state: Mapping[str, Any], active_at_ms: int | None) -> None:
         """Go on from what `snapshot` returned; `active_at_ms` restarts the partition's idle time."""
@@ -189,7 +201,7 @@ class RunningRule:
                 output.results.extend((step.row, result) for result in self._results(group, step.fired))
                 if step.is_late:
                     self.counters.late_dropped += 1
-                    output.late.append((step.row, LateRecord(self.rule, *chunk.place(step.row))))
+                    output.late.append((step.row, LateRecord.of(self.rule, *chunk.place(step.row))))
             if not self._by_key and state.windows.is_empty():
                 del self._partitions[number][group]
         return True
@@ -212,27 +224,6 @@ class RunningRule:
         timelines = {number: Timeline.rising(records.rows, reached, floor) for number, floor in floors.items()}
         self.changed.update(number for number, floor in floors.items() if timelines[number].last > floor)
         return ordered.arranged(timelines[partition].before(floors[partition])), timelines
-
-    def _add(
-        self, event_ms: int, group: Group, value: float, batch: Batch, index: int, clock_ms: int
-    ) -> tuple[list[WindowResult], LateRecord | None]:
-        partition = min(self._partitions) if self._is_merged else batch.partition
-        self.changed.add(partition)
-        state = self._state(partition, group)
-        said, is_late = state.windows.add(
-            event_ms, value, (event_ms, batch.offset, index), self._watermark(partition, state)
-        )
-        late = None
-        if is_late:
-            self.counters.late_dropped += 1
-            late = LateRecord(self.rule, batch, index)
-        fired = list(self._results(group, said)) if said else []
-        if self._moves_all(batch.partition, event_ms, clock_ms, state):
-            fired += self._fire_partitions()
-        fired += self._fire(partition, group, state)
-        if len(fired) > 1:
-            fired.sort(key=firing_order)
-        return fired, late
 
     def _state(self, partition: int, group: Group) -> GroupState:
         """The state of a group, to be changed."""
@@ -289,8 +280,3 @@ class RunningRule:
                 rule_id=rule.rule_id, group=group, window_start=one.start, window_end=one.end, value=value,
                 count=one.aggregate.count if one.aggregate else 0, kind=one.kind, revision=one.revision,
             )  # fmt: skip
-
-
-def firing_order(result: WindowResult) -> tuple[int, int, Group]:
-    """By what results of one step are ordered."""
-    return result.window_end, result.window_start, result.group

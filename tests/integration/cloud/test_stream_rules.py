@@ -218,7 +218,6 @@ REFUSED: list[tuple[dict[str, Any], int, str, str | None]] = [
      "hot.window_config.session_gap_seconds"),
     ({"aggregation_function": "percentile", "percentile": 101}, 422, "bad_rule", "hot.percentile"),
     ({"filters": [["cpu", "~", 1]]}, 422, "bad_rule", "hot.filters"),
-    ({"group_by": ["room"]}, 422, "bad_rule", None),
     ({"rule_id": "a b"}, 422, "bad_rule", "a b.rule_id"),
     ({"target_topic": "primespark-streams-rules"}, 422, "bad_rule", None),
     ({"surprise": 1}, 422, "bad_rule", "hot.surprise"),

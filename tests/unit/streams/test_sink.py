@@ -6,8 +6,7 @@ import json
 
 from primespark.windows.engine import Output
 from primespark.windows.records import Batch
-from primespark.windows.results import ResultKind, WindowResult
-from primespark.windows.running import LateRecord
+from primespark.windows.results import LateRecord, ResultKind, WindowResult
 from streams.sink import DeadLetter, Outgoing, to_messages
 from tests.unit.windows.histories import make_rule
 
@@ -26,7 +25,7 @@ def test_a_result_is_keyed_by_its_window_so_that_a_replay_replaces_it() -> None:
 
 def test_a_late_record_goes_out_as_it_was_keyed_by_where_it_stood() -> None:
     row = {"device_id": "a", "ts": 1, "text": "\u20ac\ud800"}
-    late = LateRecord(make_rule(), Batch("in", 2, 7, [{}, row]), 1)
+    late = LateRecord.of(make_rule(), Batch("in", 2, 7, [{}, row]), 1)
     outgoing = Outgoing()
     outgoing.extend(Output(late=[late]), str)
     assert len(outgoing) == 1

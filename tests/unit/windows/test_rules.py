@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +132,3 @@ def test_json_is_read_too(tmp_path: Path) -> None:
     file.write_text('[{"rule_id": "n", "source_topic": "a", "target_topic": "b", "aggregation_function": "count",'
                     ' "window_config": {"size_seconds": 1}}]')  # fmt: skip
     assert load_rules(file)[0].value_field is None
-
-
-def test_a_worker_takes_rules_whose_groups_lie_in_one_partition_alone(tmp_path: Path) -> None:
-    path = tmp_path / "rules.json"
-    path.write_text(json.dumps([{**GOOD, "group_by": ["zone"]}]), encoding="utf-8")
-    assert load_rules(path)[0].group_by == ("zone",)
-    settings = load_settings(overrides={"cloud": {"streams": {"rules_file": str(path)}}})
-    with pytest.raises(ConfigurationError, match="rule cpu: group_by must contain 'device_id'"):
-        configured_rules(settings)

@@ -61,7 +61,7 @@ def test_late_records_give_revisions_until_the_lateness_is_over() -> None:
     assert rows(engine, at(14_999), at(4_000, 8), offset=2) == [("a", 0, 15.0, 4, "late_update", 4)]
     output = engine.process(Batch(TOPIC, 0, 3, [at(15_000), at(5_000, 99)]), 0)
     assert output.results == []
-    assert [(late.index, late.batch.rows[late.index]["cpu_percent"]) for late in output.late] == [(1, 99)]
+    assert [(late.index, late.row["cpu_percent"]) for late in output.late] == [(1, 99)]
     assert engine.counters["r"].late_dropped == 1
 
 
