@@ -2,18 +2,22 @@
 
 Arrow makes room for what a message says its buffers unpack to, so these figures are looked up beforehand, in the
 flatbuffers that Arrow has verified (format/Message.fbs). Columns are of types whose values are JSON's scalars; a null
-is a field that the row does not have.
+is a field that the row does not have. What is said of all rows is said without a look at each.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from primespark.errors import InvalidInputError, MalformedError, TooLargeError, UnsupportedMediaError
+from streams.arrow_rows import ArrowRows, is_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,9 +30,35 @@ _MAX_MESSAGES = 1_000
 _NUMBER_BYTES = 24
 _AROUND_BYTES = 4
 _NOT_COMPRESSED = -1
+_SHORT, _INT, _SIGNED, _LONG, _PAIR = map(struct.Struct, ("<H", "<I", "<i", "<q", "<qq"))
 
 
-def rows_of(value: bytes, *, max_rows: int, max_bytes: int, max_record_bytes: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Claims:
+    """What the buffers of a stream say that they unpack to, in bytes."""
+
+    plain_bytes: int
+    dictionary_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layout:
+    """The columns of a stream.
+
+    Attributes:
+        floats: Which are numbers with a point.
+        dictionaries: Which are dictionaries of texts.
+        width: How many there are.
+        row_bytes: Most bytes in JSON of a row whose texts are empty.
+    """
+
+    floats: tuple[int, ...]
+    dictionaries: tuple[int, ...]
+    width: int
+    row_bytes: int
+
+
+def rows_of(value: bytes, *, max_rows: int, max_bytes: int, max_record_bytes: int) -> ArrowRows:
     """The rows of one stream.
 
     Args:
@@ -45,31 +75,26 @@ def rows_of(value: bytes, *, max_rows: int, max_bytes: int, max_record_bytes: in
     import pyarrow as pa
 
     try:
-        _check_claims(value, max_rows, max_bytes)
+        claims = _claims_of(value, max_rows, max_bytes)
         table = _read(value)
-        names = table.column_names
-        sizes = _sizes(table)
+        layout = _layout_of(table.schema.serialize().to_pybytes())
+        _check_sizes(table, claims, layout, max_bytes, max_record_bytes)
+        if not all(_is_finite(table.column(place)) for place in layout.floats):
+            raise MalformedError("a number that is not finite")
+        return ArrowRows(_repeated(table, layout.dictionaries), layout)
     except InvalidInputError:
         raise
     except (pa.ArrowException, OSError, ValueError, struct.error):
         # A ValueError where Arrow's own words, or a name, are not UTF-8.
         raise MalformedError("not an Arrow stream") from None
-    if len(sizes) and sizes.max() > max_record_bytes:
-        raise TooLargeError(f"a record of more than {max_record_bytes} bytes")
-    if sizes.sum() > max_bytes:
-        raise TooLargeError(f"unpacks to more than {max_bytes} bytes")
-    cells = zip(*[column.to_pylist() for column in table.columns], strict=True)
-    rows = [dict(zip(names, row, strict=True)) for row in cells]
-    if any(column.null_count for column in table.columns):
-        rows = [{name: cell for name, cell in row.items() if cell is not None} for row in rows]
-    return rows
 
 
 def _read(value: bytes) -> pa.Table:
     import pyarrow as pa
 
     source = pa.BufferReader(value)
-    with pa.ipc.open_stream(source) as reader:
+    # Threads cost more than they save on what one message has.
+    with pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(use_threads=False)) as reader:
         table = reader.read_all()
     if source.tell() != len(value):
         raise MalformedError("an Arrow stream followed by other bytes")
@@ -78,40 +103,69 @@ def _read(value: bytes) -> pa.Table:
     return table
 
 
-def _sizes(table: pa.Table) -> NDArray[np.int64]:
-    """The bytes of each row in JSON, not escaped."""
-    names = table.column_names
-    if not names or len(set(names)) != len(names):
+@lru_cache(maxsize=32)
+def _layout_of(serialized: bytes) -> _Layout:
+    """Looked at once, as most messages are of few schemas."""
+    import pyarrow as pa
+
+    schema = pa.ipc.read_schema(pa.py_buffer(serialized))
+    if not schema.names or len(set(schema.names)) != len(schema.names):
         raise MalformedError("columns without a name of their own")
-    if table.num_rows * len(names) > MAX_CELLS:
+    floats, dictionaries, row_bytes = [], [], 0
+    for place, (name, kind) in enumerate(zip(schema.names, schema.types, strict=True)):
+        row_bytes += len(name.encode()) + _AROUND_BYTES
+        if pa.types.is_dictionary(kind) and is_text(kind.value_type):
+            dictionaries.append(place)
+        elif not is_text(kind):
+            row_bytes += _NUMBER_BYTES
+            if pa.types.is_floating(kind):
+                floats.append(place)
+            elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+                raise UnsupportedMediaError(f"column {name[:80]!r} of type {str(kind)[:80]}")
+    return _Layout(tuple(floats), tuple(dictionaries), len(schema.names), row_bytes)
+
+
+def _check_sizes(table: pa.Table, claims: _Claims, layout: _Layout, max_bytes: int, max_record_bytes: int) -> None:
+    count = table.num_rows
+    if count * layout.width > MAX_CELLS:
         raise TooLargeError(f"more than {MAX_CELLS} cells")
-    sizes = np.zeros(table.num_rows, np.int64)
-    for name, column in zip(names, table.columns, strict=True):
-        sizes += _value_sizes(name, column) + len(name.encode()) + _AROUND_BYTES
-    return sizes
+    longest = layout.row_bytes + claims.plain_bytes + claims.dictionary_bytes
+    if longest <= max_record_bytes and count * (longest - claims.plain_bytes) + claims.plain_bytes <= max_bytes:
+        # Not even if one row had all texts, or each row all of the dictionaries.
+        return
+    sizes = sum(map(_text_sizes, table.columns), np.full(count, layout.row_bytes))
+    if count and sizes.max() > max_record_bytes:
+        raise TooLargeError(f"a record of more than {max_record_bytes} bytes")
+    if sizes.sum() > max_bytes:
+        raise TooLargeError(f"unpacks to more than {max_bytes} bytes")
 
 
-def _value_sizes(name: str, column: pa.ChunkedArray) -> NDArray[np.int64]:
+def _text_sizes(column: pa.ChunkedArray) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    kind = column.type
-    if _is_text(kind):
+    if is_text(column.type):
         return _numbers(pc.binary_length(column))
-    if pa.types.is_dictionary(kind) and _is_text(kind.value_type):
+    if pa.types.is_dictionary(column.type):
         return np.concatenate([np.zeros(0, np.int64), *map(_repeated_sizes, column.chunks)])
-    if pa.types.is_floating(kind):
-        if pc.any(pc.invert(pc.is_finite(column))).as_py():
-            raise MalformedError("a number that is not finite")
-    elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
-        raise UnsupportedMediaError(f"column {name[:80]!r} of type {str(kind)[:80]}")
-    return np.full(len(column), _NUMBER_BYTES, np.int64)
+    return 0
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    import pyarrow as pa
+def _is_finite(column: pa.ChunkedArray) -> bool:
+    import pyarrow.compute as pc
 
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    # A null is NaN there.
+    if np.isfinite(column.to_numpy()).all():
+        return True
+    return not pc.any(pc.invert(pc.is_finite(column))).as_py()
+
+
+def _repeated(table: pa.Table, dictionaries: Sequence[int]) -> pa.Table:
+    """With texts in place of dictionaries."""
+    for place in dictionaries:
+        column = table.column(place)
+        table = table.set_column(place, table.column_names[place], column.cast(column.type.value_type))
+    return table
 
 
 def _repeated_sizes(chunk: pa.DictionaryArray) -> NDArray[np.int64]:
@@ -127,39 +181,47 @@ def _numbers(column: Any) -> NDArray[np.int64]:
     return numbers
 
 
-def _check_claims(value: bytes, max_rows: int, max_bytes: int) -> None:
+def _claims_of(value: bytes, max_rows: int, max_bytes: int) -> _Claims:
     import pyarrow as pa
 
-    rows = unpacked = 0
+    rows = 0
+    unpacked = {"record batch": 0, "dictionary": 0}
     for number, message in enumerate(pa.ipc.MessageReader.open_stream(pa.py_buffer(value))):
         if number >= _MAX_MESSAGES:
             raise TooLargeError(f"more than {_MAX_MESSAGES} parts")
-        if message.type == "schema":
+        kind = message.type
+        if kind == "schema":
             continue
-        header = _Flatbuffer.of(message.metadata.to_pybytes()).table(2)
-        if message.type == "dictionary":
-            header = header.table(1)
-        elif message.type != "record batch":
+        if kind not in unpacked:
             raise MalformedError("a part that is neither rows nor a dictionary")
+        header = _Flatbuffer.of(message.metadata.to_pybytes()).table(2)
+        if kind == "dictionary":
+            header = header.table(1)
         rows += header.integer(0)
-        unpacked += _unpacked_bytes(header, message.body)
+        unpacked[kind] += _unpacked_bytes(header, message.body)
         if rows > max_rows:
             raise TooLargeError(f"more than {max_rows} records")
-        if unpacked > max_bytes:
+        if sum(unpacked.values()) > max_bytes:
             raise TooLargeError(f"unpacks to more than {max_bytes} bytes")
+    return _Claims(unpacked["record batch"], unpacked["dictionary"])
 
 
 def _unpacked_bytes(batch: _Flatbuffer, body: pa.Buffer) -> int:
     content = memoryview(body)
+    size = len(content)
     is_compressed = batch.has(3)
     total = 0
     for offset, length in batch.pairs(2):
-        if offset < 0 or length < 0 or offset + length > len(content):
+        if offset < 0 or length < 0 or offset + length > size:
             raise MalformedError("a buffer beyond the end of its message")
-        claimed = struct.unpack_from("<q", content, offset)[0] if is_compressed and length else _NOT_COMPRESSED
-        if claimed < _NOT_COMPRESSED:
-            raise MalformedError("a buffer of less than no bytes")
-        total += length if claimed == _NOT_COMPRESSED else claimed
+        if is_compressed and length:
+            (claimed,) = _LONG.unpack_from(content, offset)
+            if claimed < _NOT_COMPRESSED:
+                raise MalformedError("a buffer of less than no bytes")
+            if claimed != _NOT_COMPRESSED:
+                total += claimed
+                continue
+        total += length
     return total
 
 
@@ -173,7 +235,7 @@ class _Flatbuffer:
     @classmethod
     def of(cls, data: bytes) -> _Flatbuffer:
         """The root."""
-        return cls(data, struct.unpack_from("<I", data)[0])
+        return cls(data, _INT.unpack_from(data)[0])
 
     def has(self, field: int) -> bool:
         """Whether the field is set."""
@@ -182,7 +244,7 @@ class _Flatbuffer:
     def integer(self, field: int) -> int:
         """A number of 64 bits; 0 by default."""
         place = self._place(field)
-        number: int = 0 if place is None else struct.unpack_from("<q", self._data, place)[0]
+        number: int = 0 if place is None else _LONG.unpack_from(self._data, place)[0]
         if number < 0:
             raise MalformedError("a negative number of rows")
         return number
@@ -200,17 +262,17 @@ class _Flatbuffer:
         if place is None:
             return []
         start = self._target(place)
-        (count,) = struct.unpack_from("<I", self._data, start)
-        return list(struct.iter_unpack("<qq", self._data[start + 4 : start + 4 + 16 * count]))
+        (count,) = _INT.unpack_from(self._data, start)
+        return list(_PAIR.iter_unpack(self._data[start + 4 : start + 4 + 16 * count]))
 
     def _target(self, place: int) -> int:
-        return place + int(struct.unpack_from("<I", self._data, place)[0])
+        return place + int(_INT.unpack_from(self._data, place)[0])
 
     def _place(self, field: int) -> int | None:
-        (back,) = struct.unpack_from("<i", self._data, self._position)
+        (back,) = _SIGNED.unpack_from(self._data, self._position)
         offsets = self._position - back
-        (size,) = struct.unpack_from("<H", self._data, offsets)
+        (size,) = _SHORT.unpack_from(self._data, offsets)
         if 4 + 2 * field >= size:
             return None
-        (offset,) = struct.unpack_from("<H", self._data, offsets + 4 + 2 * field)
+        (offset,) = _SHORT.unpack_from(self._data, offsets + 4 + 2 * field)
         return self._position + offset if offset else None

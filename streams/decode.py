@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
@@ -16,7 +16,7 @@ from pydantic_core import from_json
 
 from primespark.core.encoding import JSON_LINES_ZSTD, decompress
 from primespark.errors import InvalidInputError, MalformedError, TooLargeError, UnsupportedMediaError
-from primespark.windows.records import Batch, Messages, Singles
+from primespark.windows.records import Batch, Messages, Row, Singles
 from primespark.windows.repartition import REPARTITION_TOPIC, RoutedMessage
 from streams.arrow import ARROW_STREAM, rows_of
 from streams.routing import ROUTED, from_routed_message
@@ -139,7 +139,7 @@ def decode(
     by_name = dict(headers or ())
     content_type = _text(by_name, "content-type") or JSON_RECORD
     if content_type == JSON_RECORD:
-        rows = [_row(value)]
+        rows: Sequence[Row] = [_row(value)]
     elif content_type == JSON_LINES_ZSTD:
         rows = _rows_of_lines(decompress(value, MAX_DECODED_BYTES))
     elif content_type == ARROW_STREAM:

@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool
 from primespark.core.encoding import compress
 from tests.helpers import wait_until
 from tests.integration.streams.stage import DEVICES, START_MS, Sent, Stage, averages, equals, recording, singles
-from tests.unit.streams.test_arrow import stream
+from tests.unit.streams.arrow_tables import stream
 
 
 def test_windows_equal_a_recomputation_and_the_worker_stops_with_status_0(stage: Stage) -> None:
