@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.helpers import rounds
+from tests.helpers import IS_PROOF, rounds
 
 pytest_plugins = ["tests.language_model", "tests.postgres"]
 
@@ -29,6 +29,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--timescaledb", type=Path, help="keep stores in the TimescaleDB whose programs are in this folder"
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if IS_PROOF:
+        return
+    is_left = {item: any(mark.kwargs.get("only") for mark in item.iter_markers("prove")) for item in items}
+    config.hook.pytest_deselected(items=[item for item, left in is_left.items() if left])
+    items[:] = [item for item, left in is_left.items() if not left]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -40,7 +40,7 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["embedded_broker", pytest.param("apache_kafka", marks=pytest.mark.prove)])
+@pytest.fixture(params=["embedded_broker", pytest.param("apache_kafka", marks=pytest.mark.prove(only=True))])
 def broker(request: pytest.FixtureRequest) -> Broker:
     broker: Broker = request.getfixturevalue(request.param)
     return broker

@@ -48,7 +48,7 @@ def counted(stage: Stage, rule_id: str) -> dict[tuple[str, int], int]:
 
 
 @pytest.mark.parametrize(
-    "broker", ["embedded_broker", pytest.param("apache_kafka", marks=pytest.mark.prove)], indirect=True
+    "broker", ["embedded_broker", pytest.param("apache_kafka", marks=pytest.mark.prove(only=True))], indirect=True
 )
 def test_a_rule_is_added_kept_over_a_kill_changed_and_deleted(stage: Stage) -> None:
     rule_id, rows = f"{stage.name}-live", recording(["a", "b"], minutes=12)
@@ -128,7 +128,7 @@ async def test_a_follower_tells_of_differences_and_of_nothing_that_is_no_rule(st
 
 
 # The bundled broker has no second member: it never forgets one.
-@pytest.mark.prove
+@pytest.mark.prove(only=True)
 @pytest.mark.parametrize("broker", ["apache_kafka"], indirect=True)
 def test_workers_take_up_a_rule_of_another_topic_each_with_its_partitions(stage: Stage) -> None:
     rule_id, topic, rows = f"{stage.name}-live", f"{stage.name}.other", recording(DEVICES, minutes=6)

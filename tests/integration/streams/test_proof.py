@@ -137,7 +137,7 @@ def test_kills_of_workers_and_relay_while_workers_come_and_go(world: World) -> N
     world.assert_all_is_there_once()
 
 
-@pytest.mark.prove
+@pytest.mark.prove(only=True)
 def test_a_kill_of_the_broker(world: World) -> None:
     def restart_broker() -> None:
         world.broker.kill()
@@ -147,7 +147,7 @@ def test_a_kill_of_the_broker(world: World) -> None:
     world.assert_all_is_there_once()
 
 
-@pytest.mark.prove
+@pytest.mark.prove(only=True)
 def test_a_worker_that_stood_still_while_another_took_its_place(world: World) -> None:
     """It wakes up with windows, results and a snapshot of an assignment that is over."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pyarrow as pa
+import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
@@ -12,6 +13,11 @@ from primespark.core.encoding import compress
 from tests.helpers import wait_until
 from tests.integration.streams.stage import DEVICES, START_MS, Sent, Stage, averages, equals, recording, singles
 from tests.unit.streams.arrow_tables import stream
+
+# Where the broker makes no difference, the real one is for the proofs.
+mostly_embedded = pytest.mark.parametrize(
+    "broker", ["embedded_broker", pytest.param("apache_kafka", marks=pytest.mark.prove(only=True))], indirect=True
+)
 
 
 def test_windows_equal_a_recomputation_and_the_worker_stops_with_status_0(stage: Stage) -> None:
@@ -45,6 +51,7 @@ def test_a_worker_started_again_goes_on_where_the_last_one_stopped(stage: Stage)
     assert worker.stop()[0] == 0
 
 
+@mostly_embedded
 def test_batches_and_single_records_are_the_same(stage: Stage) -> None:
     rows = recording(DEVICES, minutes=5)
     batches = []
@@ -75,6 +82,7 @@ def test_a_message_that_cannot_be_read_goes_to_the_dead_letters_and_stops_nothin
     assert worker.counter("poison") == 1
 
 
+@mostly_embedded
 def test_what_the_relay_publishes_twice_is_counted_once(stage: Stage) -> None:
     rows = recording(["a"], minutes=3)
     messages = [Sent.row(row, 0, log_seq=number) for number, row in enumerate(rows, 1)]
@@ -85,6 +93,7 @@ def test_what_the_relay_publishes_twice_is_counted_once(stage: Stage) -> None:
     assert worker.counter("duplicates") == len(again)
 
 
+@mostly_embedded
 def test_a_record_after_its_window_was_forgotten_goes_to_the_late_topic(stage: Stage) -> None:
     stage.write_rules({"allowed_lateness_seconds": 60}, aggregation_function="avg", value_field="cpu_percent")
     rows = recording(["a"], minutes=5)
@@ -95,6 +104,7 @@ def test_a_record_after_its_window_was_forgotten_goes_to_the_late_topic(stage: S
     wait_until(lambda: [json.loads(record.value) for record in stage.read(f"{stage.target}.late")] == [late])
 
 
+@mostly_embedded
 def test_a_record_within_the_lateness_revises_its_window(stage: Stage) -> None:
     rows = recording(["a"], minutes=5)
     stage.publish(singles(rows))
@@ -106,6 +116,7 @@ def test_a_record_within_the_lateness_revises_its_window(stage: Stage) -> None:
     assert stage.windows()["a", START_MS][2] == 2
 
 
+@mostly_embedded
 def test_a_broken_connection_to_the_store_delays_results_and_loses_none(stage: Stage, postgres_url: str) -> None:
     worker = stage.start_ready()
     engine = create_engine(postgres_url, poolclass=NullPool)
