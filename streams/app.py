@@ -6,6 +6,7 @@ commit offsets of records that nobody counted. The worker commits by itself, aft
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -101,6 +102,9 @@ def attach(app: Any, worker: StreamWorker) -> None:
         acks=False,
     )
 
+    # The event loop holds weak references to tasks.
+    watching: set[asyncio.Task[None]] = set()
+
     async def facts(stream: Any) -> None:
         async for event in stream.events():
             try:
@@ -110,8 +114,18 @@ def attach(app: Any, worker: StreamWorker) -> None:
                 await app.crash(error)
                 raise
 
+    async def loaded() -> None:
+        try:
+            await worker.loaded()
+        except Exception as error:  # noqa: BLE001 (whatever failed, nothing can be taken in without the state)
+            await app.crash(error)
+
     async def assigned(_app: Any, partitions: Any, **_: Any) -> None:
+        # Heartbeats begin when this returns: who loaded here for longer than a session would lose the partitions, and
+        # load again, for ever.
         await worker.assigned([(tp.topic, tp.partition) for tp in partitions])
+        watching.add(watch := asyncio.create_task(loaded(), name="loaded"))
+        watch.add_done_callback(watching.discard)
 
     async def revoked(_app: Any, partitions: Any, **_: Any) -> None:
         await worker.revoked()

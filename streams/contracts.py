@@ -52,6 +52,10 @@ class ResultSink(Protocol):
 class Snapshots(Protocol):
     """What the worker needs of the place snapshots are kept in."""
 
+    @property
+    def refused(self) -> int:
+        """Records of writers whose time was over, as far as the loaded partitions were read."""
+
     async def write(self, changes: Mapping[str, Any]) -> int:
         """Store durably what changed in a loaded partition; returns the size in bytes; ConflictError: taken over."""
 

@@ -43,6 +43,8 @@ class StreamsCollector(Collector):
         yield _gauge("snapshot_bytes", "Size of the largest of the last snapshots", counts.snapshot_bytes)
         age_s = 0.0 if counts.snapshot_at is None else time.time() - counts.snapshot_at
         yield _gauge("snapshot_age_seconds", "Time since the last snapshot", age_s)
+        text = "Records of workers whose time was over in the snapshots of the partitions at hand, as far as read"
+        yield _gauge("snapshots_refused", text, counts.snapshots_refused)
         yield from self._by_rule()
         yield from self._standing()
 

@@ -42,6 +42,11 @@ class SnapshotStore:
         self._read_to: dict[int, int] = {}
         self._trim_at = time.monotonic() + _TRIM_INTERVAL_S
 
+    @property
+    def refused(self) -> int:
+        """Records of writers whose time was over, as far as the loaded partitions were read."""
+        return sum(reader.refused for reader in self._readers.values())
+
     async def load(self, partitions: Collection[Partition]) -> dict[Partition, dict[str, Any]]:
         """Claim the partitions; the last snapshot of each that has one, cut back to the end of a shorter topic.
 

@@ -19,4 +19,5 @@ class Statistics:
     rebalances: int = 0
     snapshots: int = 0
     snapshot_bytes: int = 0
+    snapshots_refused: int = 0
     snapshot_at: float | None = None

@@ -15,7 +15,7 @@ from typing import Any
 
 from aiokafka.errors import KafkaError
 
-from primespark.core.clock import wall_clock_ms
+from primespark.core.clock import steady_ms
 from primespark.core.logging import get_logger
 from primespark.errors import ConflictError
 from primespark.windows.engine import Partition, WindowEngine
@@ -57,6 +57,7 @@ class StreamWorker:
         self._cycle = asyncio.Lock()
         self._epoch = 0
         self._closing = False
+        self._loading: asyncio.Task[None] | None = None
         self._snapshot_due_at = 0.0
         self._opened = False
         self._known_gaps: dict[Partition, tuple[int, int | None]] = {}
@@ -90,30 +91,26 @@ class StreamWorker:
         """Let a rule, or none, take the place of the one of this name; it starts empty, with the next record."""
         self.engine.remove_rule(rule_id)
         if rule is not None and rule.enabled:
-            self.engine.add_rule(rule, wall_clock_ms())
+            self.engine.add_rule(rule, steady_ms())
         self._wake.set()
 
     async def assigned(self, partitions: Collection[Partition]) -> None:
-        """Load the state of the partitions now at hand; before, nothing of them is taken in."""
+        """Begin to load the state of the partitions now at hand; before it is there, nothing of them is taken in."""
         await self.revoked()
         self.statistics.rebalances += 1
-        mine = [partition for partition in partitions if partition[0] in self.engine.source_topics]
-        found = await self._snapshots.load(mine)
-        now_ms = wall_clock_ms()
-        for topic, partition in mine:
-            snapshot = found.get((topic, partition))
-            if snapshot is None:
-                self.engine.assign(topic, partition, now_ms)
-            else:
-                self.engine.restore(snapshot, now_ms, restart_idle=True)
-        log.info("partitions_assigned", partitions=len(mine), restored=len(found))
-        self._leaving.clear()
-        self._assigned.set()
-        self._wake.set()
+        self._loading = asyncio.create_task(self._load(partitions), name="loading")
+
+    async def loaded(self) -> None:
+        """Wait for the state of the last assignment; cancelled when another follows, or raises why it failed."""
+        if self._loading is not None:
+            await self._loading
 
     async def revoked(self) -> None:
         """Persist what can be persisted at once and forget all partitions."""
         self._leaving.set()
+        if self._loading is not None and not self._loading.done():
+            self._loading.cancel()
+            await asyncio.wait([self._loading])
         if self._assigned.is_set():
             self._assigned.clear()
             await self._last_cycle()
@@ -136,6 +133,22 @@ class StreamWorker:
         """Stop taking messages, persist what was taken."""
         self._closing = True
         await self.revoked()
+
+    async def _load(self, partitions: Collection[Partition]) -> None:
+        mine = [partition for partition in partitions if partition[0] in self.engine.source_topics]
+        found = await self._snapshots.load(mine)
+        self.statistics.snapshots_refused = self._snapshots.refused
+        now_ms = steady_ms()
+        for topic, partition in mine:
+            snapshot = found.get((topic, partition))
+            if snapshot is None:
+                self.engine.assign(topic, partition, now_ms)
+            else:
+                self.engine.restore(snapshot, now_ms, restart_idle=True)
+        log.info("partitions_assigned", partitions=len(mine), restored=len(found))
+        self._leaving.clear()
+        self._assigned.set()
+        self._wake.set()
 
     def _is_current(self, incoming: Incoming) -> bool:
         return (
@@ -181,7 +194,7 @@ class StreamWorker:
         self._process(readable)
 
     def _process_routed(self, message: RoutedMessage) -> None:
-        output = self.engine.process_routed(message, wall_clock_ms())
+        output = self.engine.process_routed(message, steady_ms())
         self.statistics.messages += 1
         self.statistics.routed += len(message.rows)
         self.statistics.results += len(output.results)
@@ -189,7 +202,7 @@ class StreamWorker:
 
     def _process(self, messages: list[Messages]) -> None:
         if messages:
-            output = self.engine.process_chunk(messages, wall_clock_ms())
+            output = self.engine.process_chunk(messages, steady_ms())
             self.statistics.messages += sum([len(one.rows) if isinstance(one, Singles) else 1 for one in messages])
             self.statistics.rows += sum([len(one.rows) for one in messages])
             self.statistics.results += len(output.results)
@@ -211,7 +224,7 @@ class StreamWorker:
         while True:
             await asyncio.sleep(_TICK_S)
             if self._assigned.is_set():
-                output = self.engine.tick(wall_clock_ms())
+                output = self.engine.tick(steady_ms())
                 self.statistics.results += len(output.results)
                 self._outgoing.extend(output, self.engine.target_of)
                 if output.results:
@@ -255,6 +268,7 @@ class StreamWorker:
             return
         self.statistics.snapshots += len(sizes)
         self.statistics.snapshot_bytes = max(sizes)
+        self.statistics.snapshots_refused = self._snapshots.refused
         self.statistics.snapshot_at = time.time()
         await self._source.commit({(item["topic"], item["partition"]): item["next_offset"] for item in snapshots})
 

@@ -31,6 +31,11 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def steady_ms() -> int:
+    """Milliseconds since some moment, whatever becomes of the wall clock; of the time that the machine was awake."""
+    return time.monotonic_ns() // 1_000_000
+
+
 def monotonic_ns() -> int:
     """Nanoseconds since the machine's boot; where the kernel tells, those it slept through too."""
     return time.clock_gettime_ns(_SINCE_BOOT)

@@ -216,7 +216,8 @@ class WindowEngine:
         Args:
             snapshot: What `snapshot` returned, also after a trip through JSON.
             clock_ms: The present.
-            restart_idle: Count the time down as no silence of the partition, as records may be waiting in it.
+            restart_idle: Count the time down as no silence of the partition, as records may be waiting in it; also
+                for a snapshot by another clock.
 
         Raises:
             IntegrityError: Not a snapshot of this version.

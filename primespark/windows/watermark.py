@@ -55,9 +55,9 @@ class PartitionWatermarks:
         self._partitions[partition] = _Partition(NEVER, NEVER, clock_ms)
 
     def restore(self, partition: int, state: list[int], active_at_ms: int | None) -> None:
-        """Add a partition as `state_of` wrote it; `active_at_ms` restarts its idle time."""
+        """Add a partition as `state_of` wrote it; `active_at_ms` restarts its idle time, by whatever clock that was."""
         largest_ms, watermark, saved_active_at_ms = state
-        active = saved_active_at_ms if active_at_ms is None else max(saved_active_at_ms, active_at_ms)
+        active = saved_active_at_ms if active_at_ms is None else active_at_ms
         self._partitions[partition] = _Partition(largest_ms, watermark, active)
 
     def revoke(self, partition: int) -> None:

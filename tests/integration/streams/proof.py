@@ -220,9 +220,9 @@ def newest_published(records: Iterable[Any]) -> dict[tuple[str, str, int], tuple
     return newest
 
 
-async def uncommitted(broker: Broker) -> int:
-    """Messages of the source topic that the group has not committed."""
-    partitions = [TopicPartition(TOPIC, number) for number in range(PARTITIONS)]
+async def uncommitted(broker: Broker, topic: str = TOPIC) -> int:
+    """Messages of a source topic that the group has not committed."""
+    partitions = [TopicPartition(topic, number) for number in range(PARTITIONS)]
     admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
     consumer = AIOKafkaConsumer(bootstrap_servers=broker.bootstrap_servers, enable_auto_commit=False)
     await admin.start()

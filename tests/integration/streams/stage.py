@@ -74,9 +74,13 @@ class Worker:
 
     def counter(self, name: str) -> float:
         """The sum of a counter over its labels."""
+        return self.metric(f"{name}_total")
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
             lines = answer.read().decode()
-        found = re.findall(rf"^primespark_streams_{name}_total(?:{{.*}})? (\S+)$", lines, re.MULTILINE)
+        found = re.findall(rf"^primespark_streams_{name}(?:{{.*}})? (\S+)$", lines, re.MULTILINE)
         return sum(map(float, found))
 
     def kill(self) -> None:
@@ -128,26 +132,29 @@ class Stage:
             "PRIMESPARK_CLOUD__STREAMS__RULES_FILE": str(self._folder / "rules.yaml"),
         }
 
-    def start(self, worker_id: str = "worker-0", *arguments: str, ports: int = 1) -> Worker:
+    def start(
+        self, worker_id: str = "worker-0", *arguments: str, ports: int = 1, environment: Mapping[str, str] | None = None
+    ) -> Worker:  # fmt: skip
         """A worker, which may not be ready yet; `arguments` of its command, which listens on so many `ports`."""
         port = free_port() if ports == 1 else free_ports(ports)
-        environment = {
+        whole = {
             **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
             **self.environment,
             "PRIMESPARK_CLOUD__STREAMS__PORT": str(port),
             "PRIMESPARK_CLOUD__STREAMS__WORKER_ID": worker_id,
+            **(environment or {}),
         }
         path = self._folder / "worker.log"
         with path.open("ab") as log:
             command = [sys.executable, "-m", "primespark.cli.main", "streams", *arguments]
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(command, env=whole, stdout=log, stderr=log, start_new_session=True)
         worker = Worker(process, port, path)
         self._workers.append(worker)
         return worker
 
-    def start_ready(self, worker_id: str = "worker-0") -> Worker:
+    def start_ready(self, worker_id: str = "worker-0", environment: Mapping[str, str] | None = None) -> Worker:
         """A worker whose partitions are assigned."""
-        worker = self.start(worker_id)
+        worker = self.start(worker_id, environment=environment)
         wait_until(lambda: worker.is_ready, 40)
         return worker
 

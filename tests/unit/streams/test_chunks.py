@@ -132,7 +132,7 @@ def test_chunks_of_any_size_say_what_their_messages_say_one_by_one(
 ) -> None:
     records, chunks = read
     singly = [[record] for chunk in chunks for record in chunk]
-    with mock.patch.object(worker, "wall_clock_ms", return_value=5_000):
+    with mock.patch.object(worker, "steady_ms", return_value=5_000):
         one_by_one = asyncio.run(said(records, singly, 10**9))
         with mock.patch.object(decode, "_ROWS_AT_ONCE", rows_at_once):
             assert asyncio.run(said(records, chunks, fewest_columns)) == one_by_one
@@ -169,6 +169,7 @@ async def test_a_rebalance_in_the_middle_of_a_chunk_ends_it() -> None:
     ends = Ends(records)
     running = StreamWorker(WindowEngine(RULES), ends, ends, ends)
     await running.assigned([HERE])
+    await running.loaded()
     with mock.patch.object(decode, "_ROWS_AT_ONCE", 3):
         taking = asyncio.create_task(running.take(Incoming(TOPIC, 0, records, 1)))
         await asyncio.sleep(0)

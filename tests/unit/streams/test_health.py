@@ -22,3 +22,14 @@ async def test_the_watermark_lag_is_the_time_since_the_newest_record_and_there_f
     assert lag_s is not None
     assert 3600 <= lag_s < 3660
     assert registry.get_sample_value("primespark_streams_windows_open", rule) == 1
+
+
+async def test_what_zombies_wrote_is_told_as_far_as_it_was_read() -> None:
+    log = Log()
+    worker = new_worker(log)
+    registry = CollectorRegistry()
+    registry.register(StreamsCollector(worker))
+    log.refused = 3
+    await worker.assigned([HERE])
+    await worker.loaded()
+    assert registry.get_sample_value("primespark_streams_snapshots_refused") == 3

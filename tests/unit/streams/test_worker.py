@@ -38,6 +38,10 @@ class Log:
         self.sink_is_broken = False
         self.snapshots_are_broken = False
         self.deliveries = 0
+        self.refused = 0
+        self.loads = 0
+        self.may_load = asyncio.Event()
+        self.may_load.set()
 
     def generation(self) -> int | None:
         return self.generation_id
@@ -71,6 +75,8 @@ class Log:
         return 1
 
     async def load(self, partitions: Collection[Partition]) -> dict[Partition, dict[str, Any]]:
+        self.loads += 1
+        await self.may_load.wait()
         return {key: self.snapshots[key] for key in partitions if key in self.snapshots}
 
     async def first_offset_from(self, topic: str, partition: int, offset: int) -> int | None:
@@ -234,6 +240,37 @@ async def test_a_message_of_an_older_assignment_is_not_taken_in(log: Log) -> Non
     await worker.take(message(0, 0, generation=2))
     assert worker.statistics.messages == 1
     await worker.close()
+
+
+async def test_an_assignment_does_not_wait_for_the_state_and_messages_do(log: Log) -> None:
+    worker = new_worker(log)
+    log.may_load.clear()
+    await worker.assigned([HERE])
+    first = asyncio.create_task(worker.loaded())
+    await eventually(lambda: log.loads == 1)
+    taking = asyncio.create_task(worker.take(message(0, 0)))
+    await worker.assigned([HERE])
+    second = asyncio.create_task(worker.loaded())
+    await eventually(lambda: log.loads == 2)
+    assert (first.cancelled(), second.done(), taking.done()) == (True, False, False)
+    assert "partitions" in worker.not_ready
+    log.may_load.set()
+    await second
+    await taking
+    assert worker.statistics.messages == 1
+    await worker.close()
+
+
+async def test_a_revocation_ends_the_loading(log: Log) -> None:
+    worker = new_worker(log)
+    log.may_load.clear()
+    await worker.assigned([HERE])
+    loading = asyncio.create_task(worker.loaded())
+    await eventually(lambda: log.loads == 1)
+    await worker.revoked()
+    await asyncio.wait([loading])
+    assert loading.cancelled()
+    assert worker.engine.partitions == []
 
 
 async def test_records_that_were_skipped_are_asked_for_again_and_gaps_of_the_log_are_not(log: Log) -> None:

@@ -114,6 +114,19 @@ def test_by_partition_a_silent_partition_holds_nothing_back_for_longer_than_the_
     assert [told(result) for result in engine.tick(30_000).results] == [("a", 0, 1.0, 1, "final", 1)]
 
 
+@pytest.mark.parametrize("written_at", [0, 10**12])
+def test_a_partition_that_is_taken_over_is_idle_by_the_clock_of_who_took_it(written_at: int) -> None:
+    rule = make_rule({"watermark_scope": "partition", "idle_timeout_seconds": 30})
+    engine, successor = make_engine(rule, clock_ms=written_at), WindowEngine([rule])
+    for number in PARTITIONS:
+        successor.restore(engine.snapshot(TOPIC, number), 5_000, restart_idle=True)
+    feed = Feed(successor)
+    for step in (Step(20_000, 0, "a", 1_000, 1.0), Step(20_000, 0, "a", 99_000, 1.0)):
+        assert feed.step(step).results == []
+    assert successor.tick(34_999).results == []
+    assert [told(result) for result in successor.tick(35_000).results] == [("a", 0, 1.0, 1, "final", 1)]
+
+
 def test_while_all_partitions_are_silent_time_stands_still() -> None:
     engine = make_engine(make_rule({"watermark_scope": "partition", "idle_timeout_seconds": 30}))
     Feed(engine).step(Step(0, 0, "a", 1_000, 1.0))
