@@ -28,6 +28,7 @@ AREAS = (
     "manager",
     "preprocessing",
     "queue",
+    "streams",
     "sync",
     "windows",
     "wire",

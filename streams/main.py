@@ -39,10 +39,15 @@ def run(settings: Settings) -> None:
     for noisy in ("faust", "mode"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     prepare(settings)
-    # Records come by the thousand and go again without cycles; looking for these took a third of the time of decoding.
+    collect_seldom()
+    asyncio.run(_serve_until_signal(settings, configured_rules(settings)))
+
+
+def collect_seldom() -> None:
+    """Look for garbage less often: records come by the thousand and go without cycles, and so does a loaded state."""
+    # Looking took a third of the time of decoding.
     gc.freeze()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 20, 20)
-    asyncio.run(_serve_until_signal(settings, configured_rules(settings)))
 
 
 def check(settings: Settings) -> None:

@@ -81,7 +81,8 @@ class StateLines:
         """What `WindowEngine.restore` takes."""
         rules = {}
         for rule_id, rule in self._rules.items():
-            groups = [json.loads(f"[{names},{saved[1:]}") for names, saved in rule.groups.items() if saved is not None]
+            texts = [f"[{names},{saved[1:]}" for names, saved in rule.groups.items() if saved is not None]
+            groups = json.loads(f"[{','.join(texts)}]")
             rules[rule_id] = {"fingerprint": rule.fingerprint, "watermark": rule.watermark, "groups": groups}
         return {**self._head, "rules": rules}
 
@@ -112,5 +113,5 @@ class StateLines:
                 groups[names] = saved if tab else None
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+# `json.dumps` would make one for each value.
+_text = json.JSONEncoder(separators=(",", ":")).encode

@@ -245,7 +245,8 @@ async def test_a_message_of_an_older_assignment_is_not_taken_in(log: Log) -> Non
 async def test_an_assignment_does_not_wait_for_the_state_and_messages_do(log: Log) -> None:
     worker = new_worker(log)
     log.may_load.clear()
-    await worker.assigned([HERE])
+    async with asyncio.timeout(5):
+        await worker.assigned([HERE])
     first = asyncio.create_task(worker.loaded())
     await eventually(lambda: log.loads == 1)
     taking = asyncio.create_task(worker.take(message(0, 0)))
@@ -264,7 +265,8 @@ async def test_an_assignment_does_not_wait_for_the_state_and_messages_do(log: Lo
 async def test_a_revocation_ends_the_loading(log: Log) -> None:
     worker = new_worker(log)
     log.may_load.clear()
-    await worker.assigned([HERE])
+    async with asyncio.timeout(5):
+        await worker.assigned([HERE])
     loading = asyncio.create_task(worker.loaded())
     await eventually(lambda: log.loads == 1)
     await worker.revoked()
