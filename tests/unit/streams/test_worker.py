@@ -107,7 +107,7 @@ def new_worker(log: Log) -> StreamWorker:
 
 
 async def eventually(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 (the conditions are plain values)
             await asyncio.sleep(0.005)
 
