@@ -195,4 +195,5 @@ def digest(chunks: list[bytes]) -> str:
 
 
 def _legacy(link: _Link) -> StateLines:
-    return StateLines.encode(json.loads(decompress(link.chunks[0], _MAX_LEGACY_BYTES)))
+    """Without windows, which are of another form."""
+    return StateLines.encode({**json.loads(decompress(link.chunks[0], _MAX_LEGACY_BYTES)), "rules": {}})

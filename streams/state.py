@@ -1,7 +1,8 @@
 """The state of one partition as encoded lines, one a group: what snapshots are made of, whole ones and changes alike.
 
-The first line is the partition's head, then for each rule a line of its own and one for each group: its names, a tab,
-its watermark and windows. A group that is gone has its names alone. JSON never holds a bare tab or end of line.
+The first line is the partition's head, then for each rule a line of its own. A group has a line: its names, a tab, its
+watermark and what is to be known of its windows together. Each pane or session has one: the names, a space, where it
+begins, a tab, what is in it. What is gone has no tab. JSON never holds a bare tab or end of line.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Self
 
 from primespark.errors import IntegrityError
 
+_text = json.JSONEncoder(separators=(",", ":")).encode
 _RULE_FIELDS = ("rule_id", "fingerprint", "watermark", "is_whole")
 
 
@@ -22,13 +25,13 @@ class _Rule:
     watermark: list[int]
     # Groups that are not here are none; else they are as before.
     is_whole: bool
-    # None: the group is gone.
+    # By names, or names and the beginning of a part; None: it is gone.
     groups: dict[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class StateLines:
-    """What `WindowEngine.snapshot` or `take_changes` says, each group encoded by itself."""
+    """What `WindowEngine.snapshot` or `take_changes` says, each group and each of its parts encoded by itself."""
 
     _head: dict[str, Any] = field(default_factory=dict)
     _rules: dict[str, _Rule] = field(default_factory=dict)
@@ -38,8 +41,7 @@ class StateLines:
         """From what the engine says."""
         self = cls({name: value for name, value in snapshot.items() if name != "rules"})
         for rule_id, saved in snapshot["rules"].items():
-            groups: dict[str, str | None] = {_text(names): _text(rest) for names, *rest in saved["groups"]}
-            groups |= dict.fromkeys(map(_text, saved.get("removed", ())))
+            groups = dict(_encode_groups(saved))
             self._rules[rule_id] = _Rule(saved["fingerprint"], saved["watermark"], saved.get("is_whole", True), groups)
         return self
 
@@ -81,8 +83,7 @@ class StateLines:
         """What `WindowEngine.restore` takes."""
         rules = {}
         for rule_id, rule in self._rules.items():
-            texts = [f"[{names},{saved[1:]}" for names, saved in rule.groups.items() if saved is not None]
-            groups = json.loads(f"[{','.join(texts)}]")
+            groups = _decode_groups(rule.groups)
             rules[rule_id] = {"fingerprint": rule.fingerprint, "watermark": rule.watermark, "groups": groups}
         return {**self._head, "rules": rules}
 
@@ -113,5 +114,29 @@ class StateLines:
                 groups[names] = saved if tab else None
 
 
-# `json.dumps` would make one for each value.
-_text = json.JSONEncoder(separators=(",", ":")).encode
+def _encode_groups(saved: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
+    for names, watermark, head, parts, *gone in saved["groups"]:
+        key = _text(names)
+        yield key, _text([watermark, head])
+        for start, *part in parts:
+            yield f"{key} {start}", _text(part)
+        for start in chain.from_iterable(gone):
+            yield f"{key} {start}", None
+    for names, starts in saved.get("removed", ()):
+        key = _text(names)
+        yield key, None
+        for start in starts:
+            yield f"{key} {start}", None
+
+
+def _decode_groups(lines: Mapping[str, str | None]) -> list[list[Any]]:
+    """All at once, as one text: each by itself takes three times as long."""
+    keys = [key for key, saved in lines.items() if saved is not None]
+    names = [key for key in keys if key.endswith("]")]
+    starts = [key.rpartition(" ")[::2] for key in keys if not key.endswith("]")]
+    heads = json.loads(f"[{','.join(f'[{key},{lines[key]}]' for key in names)}]")
+    parts = json.loads(f"[{','.join(str(lines[f'{key} {start}']) for key, start in starts)}]")
+    groups = {key: [*head[0:1], *head[1], []] for key, head in zip(names, heads, strict=True)}
+    for (key, start), part in zip(starts, parts, strict=True):
+        groups[key][-1].append([int(start), *part])
+    return list(groups.values())

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from primespark.windows.aggregates import Aggregate, Position
 from primespark.windows.results import ResultKind
 
+# A pane or a session as JSON; where it begins comes first, and tells it from others.
+Part = list[Any]
+
 # Above every watermark.
 FOREVER = 2**63
 
@@ -49,8 +52,16 @@ class GroupWindows(Protocol):
         """Whether nothing is remembered."""
         ...
 
-    def to_state(self) -> list[Any]:
-        """JSON for `from_state`."""
+    def head(self) -> Any:
+        """What is to be known of all of them together, as JSON."""
+        ...
+
+    def parts(self) -> list[Part]:
+        """All that they are made of."""
+        ...
+
+    def take_changed_parts(self) -> tuple[list[Part], set[int]]:
+        """The parts that differ from when this was last called, or from the beginning; and where parts went since."""
         ...
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from primespark.windows.aggregates import AggregationFunction
-from primespark.windows.firing import GroupWindows
+from primespark.windows.firing import GroupWindows, Part
 from primespark.windows.panes import PaneShape, PaneWindows
 from primespark.windows.reading import Group
 from primespark.windows.rules import AggregationRule, WindowType
@@ -17,7 +17,7 @@ from primespark.windows.sessions import SessionShape, SessionWindows
 from primespark.windows.watermark import KeyWatermark
 
 # Of what `snapshot` writes for a rule; what an earlier one wrote is not taken up.
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 
 
 @dataclass(slots=True)
@@ -28,11 +28,15 @@ class GroupState:
     watermark: KeyWatermark
 
 
+_NOTHING: frozenset[int] = frozenset()
+
+
 class TouchedGroups:
     """By partition, the groups that differ from when they were last taken, those forgotten since included."""
 
     def __init__(self) -> None:
-        self._groups: defaultdict[int, set[Group]] = defaultdict(set)
+        # Of each group where parts of it went before it was forgotten, perhaps to begin anew.
+        self._groups: defaultdict[int, dict[Group, frozenset[int]]] = defaultdict(dict)
         self._new: set[int] = set()
 
     def begin(self, partition: int) -> None:
@@ -47,17 +51,23 @@ class TouchedGroups:
 
     def add(self, partition: int, group: Group) -> None:
         """A group is about to change."""
-        self._groups[partition].add(group)
+        self._groups[partition].setdefault(group, _NOTHING)
+
+    def drop(self, partition: int, group: Group, state: GroupState) -> None:
+        """A group is forgotten, whose windows are no more."""
+        _, gone = state.windows.take_changed_parts()
+        groups = self._groups[partition]
+        groups[group] = groups.get(group, _NOTHING) | gone
 
     def take(self, partition: int, states: Mapping[Group, GroupState]) -> dict[str, Any]:
         """Those of a partition as JSON values, whose state now is `states`."""
-        touched = self._groups.pop(partition, set())
+        touched = self._groups.pop(partition, {})
         is_whole = partition in self._new
         self._new.discard(partition)
         return {
             "is_whole": is_whole,
-            "groups": [to_state(group, states[group]) for group in touched if group in states],
-            "removed": [list(group) for group in touched if group not in states],
+            "groups": [_changes(group, states[group], gone) for group, gone in touched.items() if group in states],
+            "removed": [[list(group), sorted(gone)] for group, gone in touched.items() if group not in states],
         }
 
 
@@ -78,11 +88,16 @@ def shape_of(rule: AggregationRule) -> PaneShape | SessionShape:
     )  # fmt: skip
 
 
-def new_windows(shape: PaneShape | SessionShape, saved: list[Any] | None = None) -> GroupWindows:
-    """Windows of this shape, as `saved` has them or none yet."""
+def new_windows(shape: PaneShape | SessionShape) -> GroupWindows:
+    """Windows of this shape, none yet."""
+    return SessionWindows(shape) if isinstance(shape, SessionShape) else PaneWindows(shape)
+
+
+def saved_windows(shape: PaneShape | SessionShape, head: Any, parts: list[Part]) -> GroupWindows:
+    """Windows of this shape that were written as `to_state` does."""
     if isinstance(shape, SessionShape):
-        return SessionWindows(shape) if saved is None else SessionWindows.from_state(shape, saved)
-    return PaneWindows(shape) if saved is None else PaneWindows.from_state(shape, saved)
+        return SessionWindows.from_state(shape, parts)
+    return PaneWindows.from_state(shape, head, parts)
 
 
 def panes_of(state: GroupState) -> PaneWindows:
@@ -92,4 +107,11 @@ def panes_of(state: GroupState) -> PaneWindows:
 
 def to_state(group: Group, state: GroupState) -> list[Any]:
     """A group as JSON values: its names, its watermark, its windows."""
-    return [list(group), state.watermark.value, state.windows.to_state()]
+    return [list(group), state.watermark.value, state.windows.head(), state.windows.parts()]
+
+
+def _changes(group: Group, state: GroupState, gone_before: frozenset[int]) -> list[Any]:
+    """The same with changed parts alone, and where others went."""
+    parts, gone = state.windows.take_changed_parts()
+    removed = (gone_before | gone).difference(part[0] for part in parts)
+    return [list(group), state.watermark.value, state.windows.head(), parts, sorted(removed)]

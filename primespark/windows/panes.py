@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from primespark.windows.aggregates import Aggregate, Position
-from primespark.windows.firing import FOREVER, Fired, kind_of
+from primespark.windows.firing import FOREVER, Fired, Part, kind_of
 from primespark.windows.watermark import NEVER
 
 
@@ -57,11 +57,12 @@ class PaneShape:
 class PaneWindows:
     """The windows of one group; see `firing.GroupWindows`."""
 
-    __slots__ = ("_panes", "_revisions", "_shape", "_waiting", "_watermark", "due")
+    __slots__ = ("_changed", "_panes", "_revisions", "_shape", "_waiting", "_watermark", "due")
 
     def __init__(self, shape: PaneShape) -> None:
         self._shape = shape
         self._panes: dict[int, Aggregate] = {}
+        self._changed: set[int] = set()
         # Windows that have not fired yet, and those that have; one with panes that is in neither is forgotten.
         self._waiting: set[int] = set()
         self._revisions: dict[int, int] = {}
@@ -74,6 +75,7 @@ class PaneWindows:
         pane = shape.pane_of(event_ms)
         aggregate = self._panes.get(pane)
         if aggregate is not None and watermark < pane + shape.pane:
+            self._changed.add(pane)
             # None of the windows over it has ended; all that is to be known of them is known from an earlier record.
             aggregate.add(value, position)
             return [], False
@@ -82,6 +84,7 @@ class PaneWindows:
         taken = [start for start in windows if not shape.is_forgotten(start, watermark)]
         if not taken:
             return [], True
+        self._changed.add(pane)
         if aggregate is None:
             aggregate = self._panes[pane] = Aggregate(with_quantiles=shape.with_quantiles)
         aggregate.add(value, position)
@@ -97,6 +100,7 @@ class PaneWindows:
     def absorb(self, pane: int, aggregate: Aggregate) -> None:
         """Take in records of one pane, each of which came before its end was reached: no window over it had fired."""
         known = self._panes.get(pane)
+        self._changed.add(pane)
         if known is not None:
             known.merge(aggregate)
             return
@@ -129,17 +133,26 @@ class PaneWindows:
         """Whether nothing is remembered."""
         return not self._panes
 
-    def to_state(self) -> list[Any]:
-        """JSON for `from_state`."""
-        panes = [[start, *aggregate.to_state()] for start, aggregate in self._panes.items()]
-        return [self._watermark, panes, list(self._revisions.items())]
+    def head(self) -> list[Any]:
+        """The watermark, and the revisions of windows that have fired."""
+        return [self._watermark, list(self._revisions.items())]
+
+    def parts(self) -> list[Part]:
+        """The panes."""
+        return [[start, *aggregate.to_state()] for start, aggregate in self._panes.items()]
+
+    def take_changed_parts(self) -> tuple[list[Part], set[int]]:
+        """The panes that differ from when this was last called; and those that went."""
+        changed, self._changed = self._changed, set()
+        there = changed & self._panes.keys()
+        return [[start, *self._panes[start].to_state()] for start in there], changed - there
 
     @classmethod
-    def from_state(cls, shape: PaneShape, state: list[Any]) -> Self:
-        """What wrote `state`."""
+    def from_state(cls, shape: PaneShape, head: list[Any], parts: list[Part]) -> Self:
+        """What had these."""
         self = cls(shape)
-        self._watermark, panes, revisions = state
-        self._panes = {start: Aggregate.from_state(saved) for start, *saved in panes}
+        self._watermark, revisions = head
+        self._panes = {start: Aggregate.from_state(saved) for start, *saved in parts}
         self._revisions = dict(revisions)
         starts = {start for pane in self._panes for start in shape.windows_of(pane)}
         self._waiting = {
@@ -159,6 +172,7 @@ class PaneWindows:
         # A pane may outlive windows over it, for those that end later.
         for pane in [pane for pane in self._panes if shape.is_forgotten(shape.windows_of(pane)[-1], watermark)]:
             del self._panes[pane]
+            self._changed.add(pane)
 
     def _next_due(self) -> int:
         """The watermark at which a window next fires or is forgotten."""

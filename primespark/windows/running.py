@@ -13,6 +13,7 @@ from primespark.windows.groups import (
     fingerprint_of,
     new_windows,
     panes_of,
+    saved_windows,
     shape_of,
     to_state,
 )  # fmt: skip
@@ -165,8 +166,8 @@ class RunningRule:
         self._touched.forget(partition)
         self._shared.restore(partition, state["watermark"], active_at_ms)
         self._partitions[partition] = {
-            tuple(names): GroupState(new_windows(self._shape, saved), self._new_watermark(watermark))
-            for names, watermark, saved in state["groups"]
+            tuple(names): GroupState(saved_windows(self._shape, head, parts), self._new_watermark(watermark))
+            for names, watermark, head, parts in state["groups"]
         }
 
     def _add_vectors(self, chunk: Chunk, records: Records, clock_ms: int, output: ChunkOutput) -> bool:
@@ -203,7 +204,7 @@ class RunningRule:
                     self.counters.late_dropped += 1
                     output.late.append((step.row, LateRecord.of(self.rule, *chunk.place(step.row))))
             if not self._by_key and state.windows.is_empty():
-                del self._partitions[number][group]
+                self._touched.drop(number, group, self._partitions[number].pop(group))
         return True
 
     def _observe_groups(self, ordered: SortedRecords, states: list[GroupState]) -> tuple[Integers, list[Timeline]]:
@@ -257,8 +258,7 @@ class RunningRule:
                 yield from self._fire(partition, group, state)
                 if state.windows.is_empty() and not self._by_key:
                     # The watermark is the partition's; by key it would have to be remembered.
-                    self._touched.add(partition, group)
-                    del groups[group]
+                    self._touched.drop(partition, group, groups.pop(group))
 
     def _fire(self, partition: int, group: Group, state: GroupState) -> Iterable[WindowResult]:
         watermark = self._watermark(partition, state)

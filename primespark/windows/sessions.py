@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from primespark.windows.aggregates import Aggregate, Position
-from primespark.windows.firing import FOREVER, Fired, kind_of
+from primespark.windows.firing import FOREVER, Fired, Part, kind_of
 from primespark.windows.results import ResultKind
 
 
@@ -37,11 +37,12 @@ class _Session:
 class SessionWindows:
     """The sessions of one group, which lie apart; see `firing.GroupWindows`."""
 
-    __slots__ = ("_sessions", "_shape", "due")
+    __slots__ = ("_changed", "_sessions", "_shape", "due")
 
     def __init__(self, shape: SessionShape) -> None:
         self._shape = shape
         self._sessions: list[_Session] = []
+        self._changed: set[int] = set()
         self.due = FOREVER
 
     def add(self, event_ms: int, value: float, position: Position, watermark: int) -> tuple[list[Fired], bool]:
@@ -65,6 +66,7 @@ class SessionWindows:
                 fired.append(Fired(session.start, session.end, None, ResultKind.RETRACT, session.revision + 1))
             joined.aggregate.merge(session.aggregate)
         joined.aggregate.add(value, position)
+        self._changed.update([joined.start, *(session.start for session in met)])
         rest = [session for session in self._sessions if session not in met]
         self._sessions = sorted([*rest, joined], key=lambda session: session.start)
         if joined.revision:
@@ -78,7 +80,9 @@ class SessionWindows:
             return
         for session in self._sessions:
             if not session.revision and watermark >= session.end:
+                self._changed.add(session.start)
                 yield _say(session)
+        self._changed.update(session.start for session in self._sessions if self._is_forgotten(session, watermark))
         self._sessions = [session for session in self._sessions if not self._is_forgotten(session, watermark)]
         self.due = min(map(self._due, self._sessions), default=FOREVER)
 
@@ -90,17 +94,28 @@ class SessionWindows:
         """Whether nothing is remembered."""
         return not self._sessions
 
-    def to_state(self) -> list[Any]:
-        """JSON for `from_state`."""
-        return [[one.start, one.end, one.revision, *one.aggregate.to_state()] for one in self._sessions]
+    def head(self) -> None:
+        """Nothing."""
+        return
+
+    def parts(self) -> list[Part]:
+        """The sessions."""
+        return [_part(session) for session in self._sessions]
+
+    def take_changed_parts(self) -> tuple[list[Part], set[int]]:
+        """The sessions that differ from when this was last called; and where some were that went."""
+        changed, self._changed = self._changed, set()
+        there = [session for session in self._sessions if session.start in changed]
+        return [_part(session) for session in there], changed - {session.start for session in there}
 
     @classmethod
-    def from_state(cls, shape: SessionShape, state: list[Any]) -> Self:
-        """What wrote `state`."""
+    def from_state(cls, shape: SessionShape, parts: list[Part]) -> Self:
+        """What had these."""
         self = cls(shape)
         self._sessions = [
-            _Session(start, end, Aggregate.from_state(saved), revision) for start, end, revision, *saved in state
+            _Session(start, end, Aggregate.from_state(saved), revision) for start, end, revision, *saved in parts
         ]
+        self._sessions.sort(key=lambda session: session.start)
         self.due = min(map(self._due, self._sessions), default=FOREVER)
         return self
 
@@ -112,6 +127,10 @@ class SessionWindows:
         if not session.revision:
             return session.end
         return FOREVER if self._shape.lateness is None else session.end + self._shape.lateness
+
+
+def _part(session: _Session) -> Part:
+    return [session.start, session.end, session.revision, *session.aggregate.to_state()]
 
 
 def _say(session: _Session) -> Fired:

@@ -101,7 +101,7 @@ def test_changes_added_up_are_the_whole_state(
 
 def _by_group(snapshot: dict[str, Any]) -> dict[str, Any]:
     for rule in snapshot["rules"].values():
-        rule["groups"] = {tuple(names): rest for names, *rest in rule["groups"]}
+        rule["groups"] = {tuple(names): [*rest, sorted(parts)] for names, *rest, parts in rule["groups"]}
     return snapshot
 
 

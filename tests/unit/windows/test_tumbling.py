@@ -277,7 +277,7 @@ def test_a_group_that_is_forgotten_without_ever_having_had_a_window_is_told() ->
     assert ["late"] in [names for names, *_ in engine.take_changes(TOPIC, 0)["rules"]["r"]["groups"]]
     for partition in PARTITIONS:
         engine.process(Batch(TOPIC, partition, 2, [at(21_000, device=f"d{partition}")]), 0)
-    assert engine.take_changes(TOPIC, 0)["rules"]["r"]["removed"] == [["late"]]
+    assert engine.take_changes(TOPIC, 0)["rules"]["r"]["removed"] == [[["late"], []]]
 
 
 def test_a_result_as_message_and_as_row() -> None:
