@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.partitioner import DefaultPartitioner
 from pydantic_core import to_json
 
 from primespark.windows.engine import Output
@@ -27,8 +27,6 @@ _MAX_DEAD_LETTER_BYTES = 900_000
 _ROWS_PER_STATEMENT = 1000
 # A thread that waits for a lock cannot be cancelled, and would keep the process from ending.
 _STATEMENT_TIMEOUT_MS = 5000
-
-_PARTITIONER = DefaultPartitioner()
 
 Message = tuple[str, bytes, bytes, list[tuple[str, bytes]]]
 
@@ -106,7 +104,8 @@ class Sink:
         for topic, key, value, headers in messages:
             if topic not in partitions:
                 partitions[topic] = sorted(await producer.partitions_for(topic))
-            place = topic, _PARTITIONER(key, partitions[topic], partitions[topic])
+            # Kafka's own way, murmur2, is 10 us in Python, more than all else that is done for a result.
+            place = topic, partitions[topic][zlib.crc32(key) % len(partitions[topic])]
             batch = open_batches.get(place)
             if batch is None or batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
                 if batch is not None:

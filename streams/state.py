@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Self
 
+from pydantic_core import to_json
+
 from primespark.errors import IntegrityError
 
-_text = json.JSONEncoder(separators=(",", ":")).encode
 _RULE_FIELDS = ("rule_id", "fingerprint", "watermark", "is_whole")
 
 
@@ -112,6 +113,10 @@ class StateLines:
             else:
                 names, tab, saved = line.partition("\t")
                 groups[names] = saved if tab else None
+
+
+def _text(value: Any) -> str:
+    return to_json(value, inf_nan_mode="constants").decode()
 
 
 def _encode_groups(saved: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:

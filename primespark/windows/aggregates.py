@@ -91,9 +91,12 @@ class Aggregate:
         """Take in all that `other` has seen; `other` stays as it is."""
         if not other.count:
             return
-        if not self.count or other.first_position < self.first_position:
+        if not self.count:
+            self._become(other)
+            return
+        if other.first_position < self.first_position:
             self.first, self.first_position = other.first, other.first_position
-        if not self.count or other.last_position > self.last_position:
+        if other.last_position > self.last_position:
             self.last, self.last_position = other.last, other.last_position
         count = self.count + other.count
         delta = other.mean - self.mean
@@ -150,14 +153,24 @@ class Aggregate:
     @classmethod
     def from_state(cls, state: list[Any]) -> Self:
         """The aggregate that wrote `state`."""
-        self = cls()
-        self.count = int(state[0])
-        self._total, self._compensation, self.mean, self.m2, self.minimum, self.maximum, self.first = state[1:8]
-        self.first_position = (int(state[8]), int(state[9]), int(state[10]))
-        self.last = state[11]
-        self.last_position = (int(state[12]), int(state[13]), int(state[14]))
-        self.quantiles = Quantiles.from_state(state[15]) if len(state) > 15 else None
+        self = cls.__new__(cls)
+        (
+            self.count, self._total, self._compensation, self.mean, self.m2, self.minimum, self.maximum, self.first,
+            first_ms, first_offset, first_index, self.last, last_ms, last_offset, last_index, *quantiles,
+        ) = state  # fmt: skip
+        self.first_position = (first_ms, first_offset, first_index)
+        self.last_position = (last_ms, last_offset, last_index)
+        self.quantiles = Quantiles.from_state(quantiles[0]) if quantiles else None
         return self
+
+    def _become(self, other: Aggregate) -> None:
+        self.first, self.first_position = other.first, other.first_position
+        self.last, self.last_position = other.last, other.last_position
+        self.count, self.mean, self.m2 = other.count, other.mean, other.m2
+        self._total, self._compensation = other._total, other._compensation
+        self.minimum, self.maximum = other.minimum, other.maximum
+        if self.quantiles is not None and other.quantiles is not None:
+            self.quantiles.merge(other.quantiles)
 
     def _add_to_total(self, value: float) -> None:
         total = self._total + value

@@ -43,9 +43,13 @@ class PaneShape:
         """Where the pane of a moment begins."""
         return (moment - self.offset) // self.pane * self.pane + self.offset
 
+    def last_window_of(self, moment: int) -> int:
+        """Where the last window over a moment begins."""
+        return (moment - self.offset) // self.slide * self.slide + self.offset
+
     def windows_of(self, moment: int) -> range:
         """Where the windows over a moment begin, in order."""
-        last = (moment - self.offset) // self.slide * self.slide + self.offset
+        last = self.last_window_of(moment)
         first = last - (self.size - (moment - last) - 1) // self.slide * self.slide
         return range(first, last + 1, self.slide)
 
@@ -114,8 +118,8 @@ class PaneWindows:
         if watermark < self.due:
             return
         self._watermark = max(self._watermark, watermark)
-        size = self._shape.size
-        for start in sorted([start for start in self._waiting if start + size <= watermark]):
+        reached = watermark - self._shape.size
+        for start in sorted([start for start in self._waiting if start <= reached]):
             self._waiting.discard(start)
             yield self._say(start)
         self._forget(watermark)
@@ -164,13 +168,16 @@ class PaneWindows:
     def _forget(self, watermark: int) -> None:
         """Drop windows that take no record any more, and panes that no other window is over."""
         shape = self._shape
-        old = [start for start in self._revisions if shape.is_forgotten(start, watermark)]
+        if shape.lateness is None:
+            return
+        last = watermark - shape.size - shape.lateness
+        old = [start for start in self._revisions if start <= last]
         if not old:
             return
         for start in old:
             del self._revisions[start]
         # A pane may outlive windows over it, for those that end later.
-        for pane in [pane for pane in self._panes if shape.is_forgotten(shape.windows_of(pane)[-1], watermark)]:
+        for pane in [pane for pane in self._panes if shape.last_window_of(pane) <= last]:
             del self._panes[pane]
             self._changed.add(pane)
 

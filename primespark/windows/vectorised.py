@@ -7,6 +7,7 @@ is left are the few records that come later, and the moments at which windows fi
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,6 @@ from primespark.windows.segments import aggregates, fits, joined, running_maximu
 
 # Sorting by numbers of 16 bits is by radix.
 _SHORT = 2**15
-# `FOREVER` is one more.
-_LARGEST_INTEGER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +32,23 @@ class Timeline:
         after: Its value after each of them.
     """
 
-    rows: Integers
-    after: Integers
+    # Lists, as numpy takes ten times as long to look something up in a few numbers.
+    rows: list[int]
+    after: list[int]
 
     @classmethod
     def rising(cls, rows: Integers, reached: Integers, floor: int) -> Timeline:
         """From a value on that it does not fall below."""
-        return cls(rows, np.maximum(reached, floor))
+        return cls(rows.tolist(), np.maximum(reached, floor).tolist())
 
     @property
     def last(self) -> int:
         """Where it ends."""
-        return int(self.after[-1])
+        return self.after[-1]
 
     def before(self, floor: int) -> Integers:
         """Its value before each row; `floor` before the first."""
-        return np.concatenate(([floor], self.after[:-1]))
+        return np.array([floor, *self.after[:-1]], np.int64)
 
 
 class SortedRecords:
@@ -95,10 +95,9 @@ class SortedRecords:
         before = np.concatenate(([0], after[:-1]))
         before[self._starts] = so_far
         starts = self._starts.tolist()
-        return before, [
-            Timeline(self.rows[start : start + length], after[start : start + length])
-            for start, length in zip(starts, self._lengths.tolist(), strict=True)
-        ]
+        ends = [*starts[1:], len(after)]
+        rows, values = self.rows.tolist(), after.tolist()
+        return before, [Timeline(rows[start:end], values[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,16 +162,16 @@ def play(
     position = next(waiting, None)
     while True:
         # Nothing more fires at a row that is passed.
-        turn = max(int(np.searchsorted(after, min(windows.due, _LARGEST_INTEGER))), passed)
+        turn = max(bisect_left(after, windows.due), passed)
         if position is not None and (turn == len(rows) or records.rows[position] <= rows[turn]):
             row, event = int(records.rows[position]), int(records.events[position])
             place = (event, int(records.offsets[position]), int(records.indexes[position]))
             fired, is_late = windows.add(event, float(records.values[position]), place, int(before[position]))
             yield Step(row, fired, is_late)
-            passed = int(np.searchsorted(rows, row))
+            passed = bisect_left(rows, row)
             position = next(waiting, None)
         elif turn < len(rows):
-            yield Step(int(rows[turn]), list(windows.fire(int(after[turn]))))
+            yield Step(rows[turn], list(windows.fire(after[turn])))
             passed = turn
         else:
             return

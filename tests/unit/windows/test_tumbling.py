@@ -290,3 +290,19 @@ def test_a_result_as_message_and_as_row() -> None:
     row = result.to_row()
     assert row["window_start"].isoformat() == "1969-12-31T23:59:58.500000+00:00"
     assert (row["window_end"] - row["window_start"]).total_seconds() == 10
+
+
+@pytest.mark.parametrize("window", [{"size_seconds": 10}, {"window_type": "session", "session_gap_seconds": 1}])
+def test_of_a_group_the_parts_that_changed_are_told_and_those_that_went(window: dict[str, Any]) -> None:
+    engine = make_engine(make_rule({**window, "watermark_scope": "key", "allowed_lateness_seconds": 20}))
+    told = []
+    for offset, moment in enumerate([0, 15_000, 16_000, 36_000]):
+        engine.process(Batch(TOPIC, 0, offset, [at(moment)]), 0)
+        ((_, _, _, parts, gone),) = engine.take_changes(TOPIC, 0)["rules"]["r"]["groups"]
+        told.append(([part[0] for part in parts], gone))
+    first, second, third, last = told
+    begin = 10_000 if "size_seconds" in window else 15_000
+    assert first == ([0], [])
+    assert begin in second[0]
+    assert third == ([begin], [])
+    assert (last[0][-1] in (30_000, 36_000), last[1]) == (True, [0])
