@@ -156,22 +156,22 @@ def play(
         before: The watermark at which each comes.
         late: Which of them are the group's and are left, in order.
     """
-    rows, after = timeline.rows, timeline.after
     passed = 0
-    waiting = iter(late)
-    position = next(waiting, None)
-    while True:
+    for position in late:
+        row, event = int(records.rows[position]), int(records.events[position])
+        turn = bisect_left(timeline.rows, row)
+        yield from _fire(windows, timeline, passed, turn)
+        place = (event, int(records.offsets[position]), int(records.indexes[position]))
+        fired, is_late = windows.add(event, float(records.values[position]), place, int(before[position]))
+        yield Step(row, fired, is_late)
         # Nothing more fires at a row that is passed.
-        turn = max(bisect_left(after, windows.due), passed)
-        if position is not None and (turn == len(rows) or records.rows[position] <= rows[turn]):
-            row, event = int(records.rows[position]), int(records.events[position])
-            place = (event, int(records.offsets[position]), int(records.indexes[position]))
-            fired, is_late = windows.add(event, float(records.values[position]), place, int(before[position]))
-            yield Step(row, fired, is_late)
-            passed = bisect_left(rows, row)
-            position = next(waiting, None)
-        elif turn < len(rows):
-            yield Step(rows[turn], list(windows.fire(after[turn])))
-            passed = turn
-        else:
-            return
+        passed = turn
+    yield from _fire(windows, timeline, passed, len(timeline.rows))
+
+
+def _fire(windows: PaneWindows, timeline: Timeline, first: int, end: int) -> Iterator[Step]:
+    """What fires at some rows of a timeline: all at once, as nothing comes between them."""
+    if first == end or timeline.after[end - 1] < windows.due:
+        return
+    for one in windows.fire(timeline.after[end - 1]):
+        yield Step(timeline.rows[max(bisect_left(timeline.after, one.end), first)], [one])
