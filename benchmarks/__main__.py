@@ -37,7 +37,8 @@ _PAGE_HEAD = """\
 # Benchmarks
 
 Written by `python -m benchmarks --write-page`. Each figure stands beside a peer or a physical limit taken in the same
-run: medians of interleaved runs. The ratio is the promise; the absolute figures are those of one machine.
+run: medians of interleaved runs. The ratio is the promise; the absolute figures are those of one machine, and areas may
+have been measured on different days.
 
 """
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
