@@ -18,7 +18,7 @@ from pydantic_core import to_json
 from primespark.core.encoding import compress, decompress
 from primespark.errors import MalformedError
 from primespark.windows.reading import Group
-from primespark.windows.records import EARLIEST_MS, LATEST_MS
+from primespark.windows.records import EARLIEST_MS, LATEST_MS, group_of
 from primespark.windows.repartition import Routed
 
 ROUTED = "application/vnd.primespark.routed+json+zstd"
@@ -55,6 +55,8 @@ class _Message(BaseModel):
             raise ValueError("columns that do not fit")
         if any(one >= following for one, following in zip(self.places, self.places[1:], strict=False)):
             raise ValueError("places that do not ascend")
+        if not all(map(_is_group, self.names)):
+            raise ValueError("names of no group")
         return self
 
 
@@ -97,6 +99,12 @@ def from_routed_message(value: bytes) -> tuple[Routed, int]:
         [tuple(names) for names in read.names], read.places, read.events, read.codes, read.values,
     )  # fmt: skip
     return routed, read.origins
+
+
+def _is_group(names: list[str]) -> bool:
+    """Whether a record could have it: what is no key of a database would stop the worker for ever."""
+    row = {str(number): name for number, name in enumerate(names)}
+    return group_of(row, list(row)) is not None
 
 
 def _encode(routed: Routed, origins: int) -> Iterator[bytes]:

@@ -249,8 +249,9 @@ class MergedRules(list[MergedRule]):
         return [routed for rule in rules if (routed := rule.route(chunk, begun_anew)) is not None]
 
     def take(self, message: RoutedMessage, clock_ms: int) -> MergedOutput | None:
-        """What the rule of a message says; None: it is not here."""
+        """What the rule of a message says; None: it is not here, or its groups are others."""
         for rule in self:
             if rule.fingerprint == message.routed.fingerprint:
-                return rule.take(message, clock_ms)
+                fits = all(len(name) == len(rule.rule.group_by) for name in message.routed.names)
+                return rule.take(message, clock_ms) if fits else None
         return None

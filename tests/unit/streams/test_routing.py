@@ -227,6 +227,18 @@ def test_a_source_made_anew_has_records_that_are_new() -> None:
     assert fleet.engine.duplicates == 0
 
 
+def test_records_of_an_unknown_rule_or_of_groups_that_are_not_its_own_are_left_out_and_counted() -> None:
+    rule = make_rule(group_by=["site"])
+    fleet = Fleet(rule, [[], [], []])
+    fingerprint = (
+        fleet.engine.process(Batch(TOPIC, 0, 0, [{"ts": 1, "site": "a", "cpu_percent": 1}]), 0).routed[0].fingerprint
+    )
+    for offset, routed in enumerate([_routed(), _routed(fingerprint=fingerprint, names=[("a", "b")])]):
+        said = fleet.engine.process_routed(RoutedMessage(REPARTITION_TOPIC, 0, offset, routed, 1), 0)
+        assert (said.results, fleet.engine.unclaimed) == ([], 2 * offset + 2)
+    assert fleet.engine.standing()["r"] == (None, 0)
+
+
 def _through(fleet: Fleet, batch: Batch) -> Output:
     """A message, and at once what is routed of it."""
     output = fleet.engine.process(batch, 0)
@@ -268,7 +280,7 @@ def test_a_large_one_is_divided_and_no_part_is_ahead_of_its_records(monkeypatch:
     [
         {"codes": [0, 1]}, {"places": [2, 1]}, {"places": [1, 1]}, {"values": [1.0]}, {"origin": 9},
         {"events": [9, 10**18]},
-        {"names": [[1]]}, {"newest_ms": "9"}, {"places": [-1, 2]},
+        {"names": [[1]]}, {"names": [["\0"]]}, {"names": [["x" * 2000]]}, {"newest_ms": "9"}, {"places": [-1, 2]},
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(changes: dict[str, Any]) -> None:
