@@ -104,7 +104,7 @@ class Sink:
         for topic, key, value, headers in messages:
             if topic not in partitions:
                 partitions[topic] = sorted(await producer.partitions_for(topic))
-            # Kafka's own way, murmur2, is 10 us in Python, more than all else that is done for a result.
+            # Any that is the same for the same key will do; Kafka's own, murmur2, takes 10 us in Python.
             place = topic, partitions[topic][zlib.crc32(key) % len(partitions[topic])]
             batch = open_batches.get(place)
             if batch is None or batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
